@@ -1,0 +1,1 @@
+"""colajax: training, sampling and conversion of Cola DLM, a continuous latent diffusion language model."""

@@ -1,0 +1,161 @@
+"""The released checkpoint layout: a folder a model with config.json and model.safetensors (or numbered shards)."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from colajax.errors import UserError
+from colajax.hf import names
+from colajax.models.config import DiTConfig, VAEConfig, from_mapping
+from colajax.models.dit import ROPE_THETA, DiT
+from colajax.models.layers import Functional, rope_frequencies
+from colajax.models.text_vae import TextVAE
+
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+ROPE_NAME = "blocks.{i}.msa.rope.rope.freqs"
+
+
+class Kind(NamedTuple):
+    """One of the two models of the layout."""
+
+    folder: str
+    model_type: str
+    architecture: str
+    config_class: type
+    names: list
+    make: Callable
+    fixed: dict  # keys that the model has one value for; another value is refused by name
+    inert: dict  # keys that are kept and change nothing, with what an export of ours writes
+
+
+VAE = Kind(
+    "cola_vae", "cola_text_vae", "ColaTextVAEModel", VAEConfig, names.VAE_NAMES, TextVAE,
+    fixed={"shared_heads_kv": 1, "layer_norm_type": "layer_norm", "dropout": 0.0, "attn_dropout": 0.0},
+    inert={"use_emb": True, "causal": False, "init_fn": "normal", "init_std": 0.02, "init_cutoff_factor": 3},
+)  # fmt: skip
+DIT = Kind("cola_dit", "cola_dit", "ColaDiTModel", DiTConfig, names.DIT_NAMES, DiT, fixed={}, inert={})
+
+# Written by other tools into any config.json; kept as found.
+_ENVELOPE = ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "auto_map")
+
+
+class HFModel(NamedTuple):
+    """A model read from the layout: its config, float32 parameters (numpy, our tree), and config.json as found."""
+
+    config: VAEConfig | DiTConfig
+    params: dict
+    json: dict
+
+
+def functional(kind: Kind, config, *, dtype=jnp.float32, remat="none") -> Functional:
+    return Functional(lambda rngs: kind.make(config, dtype=dtype, remat=remat, rngs=rngs))
+
+
+def read_config(kind: Kind, folder) -> tuple[VAEConfig | DiTConfig, dict]:
+    """The model's config and the whole config.json. Raises UserError on a missing file, another model_type, an unknown
+    key, or an option that the model does not have."""
+    path = epath.Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(f"{path}: not found; expected the config.json of a {kind.model_type} checkpoint")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); expected a {kind.model_type} configuration") from None
+    if found.get("model_type") != kind.model_type:
+        raise UserError(f"{path}: model_type is {found.get('model_type')!r}: expected {kind.model_type!r}")
+    for key, value in kind.fixed.items():
+        if key in found and found[key] != value:
+            raise UserError(f"{path}: {key} is {found[key]!r}: only {value!r} is supported")
+    known = {k: v for k, v in found.items() if k not in (*kind.fixed, *kind.inert, *_ENVELOPE)}
+    # The config class of the released VAE has its own default here, unlike the released checkpoint.
+    known.setdefault("block_size", 4 if kind is VAE else DiTConfig.block_size)
+    return from_mapping(kind.config_class, known, str(path)), found
+
+
+def _tensor_files(folder) -> dict[str, epath.Path]:
+    """Tensor name -> file that holds it, from the index or the single file."""
+    folder = epath.Path(folder)
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.exists():
+        try:
+            listed = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError):
+            raise UserError(f"{index}: no readable weight_map; expected a safetensors index") from None
+        return {name: folder / file for name, file in listed.items()}
+    if not single.exists():
+        raise UserError(f"{folder}: expected model.safetensors or model.safetensors.index.json")
+    with _open(single) as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def _open(path):
+    try:
+        return safetensors.safe_open(os.fspath(path), framework="numpy")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, though the index names it; copy the missing shard") from None
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+
+
+def load(kind: Kind, folder) -> HFModel:
+    """Reads a model. Raises UserError naming the file and the tensors on anything that does not fit."""
+    config, found = read_config(kind, folder)
+    where = _tensor_files(folder)
+    files = {path: _open(path) for path in set(where.values())}
+    for name, path in where.items():
+        if name not in files[path].keys():  # noqa: SIM118  (a safetensors handle is no mapping)
+            raise UserError(f"{path}: tensor {name} is not in it, though the index says so")
+    present = {name: tuple(files[path].get_slice(name).get_shape()) for name, path in where.items()}
+    if kind is DIT:
+        _take_rope_tables(config, present, lambda name: files[where[name]].get_tensor(name), folder)
+    shapes = functional(kind, config).shapes()
+    read = lambda name: files[where[name]].get_tensor(name)  # noqa: E731
+    return HFModel(config, names.from_hf(kind.names, shapes, config, read, present, str(folder)), found)
+
+
+def _take_rope_tables(config: DiTConfig, present: dict, read: Callable, folder) -> None:
+    """Removes the rotary tables from `present`; they are constants of the model, so another value is refused."""
+    table = rope_frequencies(config.rope_dim, ROPE_THETA)
+    for name in [ROPE_NAME.format(i=i) for i in range(config.num_layers)]:
+        if name in present:
+            del present[name]
+            if not np.allclose(read(name).astype(np.float32), table, rtol=1e-2 if read(name).itemsize < 4 else 1e-5):
+                raise UserError(f"{folder}: {name} is not the rotary table of theta {ROPE_THETA:g}, the only one known")
+
+
+def config_json(kind: Kind, config, dtype: str, found: dict | None = None) -> dict:
+    """config.json of an export; `found`, the config.json the model was read from, passes its inert keys on."""
+    passed_on = {k: v for k, v in (found or {}).items() if k in (*kind.inert, *_ENVELOPE)}
+    own = {"model_type": kind.model_type, "architectures": [kind.architecture], **kind.fixed, **kind.inert}
+    return own | passed_on | dataclasses.asdict(config) | {"dtype": dtype}
+
+
+def tensors(kind: Kind, config, params: dict):
+    """Yields (HF name, array) of everything the released file holds, one tensor at a time."""
+    yield from names.to_hf(kind.names, params, config)
+    if kind is DIT:
+        for i in range(config.num_layers):
+            yield ROPE_NAME.format(i=i), rope_frequencies(config.rope_dim, ROPE_THETA)
+
+
+def save(kind: Kind, config, params: dict, folder, *, dtype="float32", found: dict | None = None) -> None:
+    """Writes config.json and model.safetensors into `folder`, which must not exist; it appears when complete."""
+    folder = epath.Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: exists; remove it or name another folder")
+    partial = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
+    partial.mkdir(parents=True)
+    arrays = {name: array.astype(DTYPES[dtype], copy=False) for name, array in tensors(kind, config, params)}
+    (partial / "model.safetensors").write_bytes(safetensors.numpy.save(arrays, metadata={"format": "pt"}))
+    written = config_json(kind, config, dtype, found)
+    (partial / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    partial.rename(folder)

@@ -1,0 +1,128 @@
+"""The prior: a block-causal diffusion transformer that predicts the velocity of latents."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from colajax.models import layers
+from colajax.models.attention import KVCache, block_causal_attention, cached_attention
+from colajax.models.config import DiTConfig
+
+ROPE_THETA = 10000.0
+SINUSOID_DIM = 256
+TIME_SCALE = 1000.0  # the network is fed t * 1000
+
+
+class TimeEmbedding(nnx.Module):
+    """Times in 0..1 to embeddings: a sinusoid of 256 (sin, then cos), then three linear layers with SiLU between."""
+
+    def __init__(self, config: DiTConfig, *, dtype, rngs: nnx.Rngs):
+        self.proj_in = layers.linear(SINUSOID_DIM, config.txt_dim, dtype=dtype, rngs=rngs)
+        self.proj_hid = layers.linear(config.txt_dim, config.txt_dim, dtype=dtype, rngs=rngs)
+        self.proj_out = layers.linear(config.txt_dim, config.emb_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, times_R):
+        half = SINUSOID_DIM // 2
+        frequencies = np.exp(-math.log(10000.0) * np.arange(half, dtype=np.float32) / np.float32(half))
+        angles = (times_R.astype(jnp.float32) * TIME_SCALE)[:, None] * frequencies
+        x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        return self.proj_out(jax.nn.silu(self.proj_hid(jax.nn.silu(self.proj_in(x)))))
+
+
+class Modulation(nnx.Module):
+    """AdaLN head: SiLU, then a linear layer to `outputs`; zero weights, so that it starts at its bias."""
+
+    def __init__(self, config: DiTConfig, outputs: int, *, bias="bias", dtype, rngs: nnx.Rngs):
+        self.linear = layers.linear(
+            config.emb_dim, outputs, kernel="modulation", bias_init=bias, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, embedding, select):
+        """embedding: (1 + B, E), row 0 for time 0; select: the `by_time` of DiT. Returns (B, C, L, outputs)."""
+        return select(self.linear(jax.nn.silu(embedding)))
+
+
+def modulate(x, shift_scale):
+    """x * (1 + scale) + shift in float32, with shift and scale the halves of shift_scale; x's dtype."""
+    shift, scale = jnp.split(shift_scale.astype(jnp.float32), 2, axis=-1)
+    return (x.astype(jnp.float32) * (1 + scale) + shift).astype(x.dtype)
+
+
+class DiTBlock(nnx.Module):
+    """Attention and MLP, each behind an AdaLN modulation and a gate."""
+
+    def __init__(self, config: DiTConfig, *, dtype, rngs: nnx.Rngs):
+        self.config = config
+        dim, width = config.txt_dim, config.heads * config.head_dim
+        make = dict(dtype=dtype, rngs=rngs)
+        self.msa_in = Modulation(config, 2 * dim, **make)
+        self.msa_out = Modulation(config, dim, bias="gate_bias", **make)
+        self.mlp_in = Modulation(config, 2 * dim, **make)
+        self.mlp_out = Modulation(config, dim, bias="gate_bias", **make)
+        self.norm = layers.layer_norm(dim, eps=config.norm_eps, affine=False, **make)
+        self.qkv = layers.linear(dim, 3 * width, bias=config.qk_bias, **make)
+        self.q_norm = layers.layer_norm(config.head_dim, eps=config.norm_eps, **make)
+        self.k_norm = layers.layer_norm(config.head_dim, eps=config.norm_eps, **make)
+        self.out = layers.linear(width, dim, bias=config.qk_bias, **make)
+        self.up = layers.linear(dim, config.expand_ratio * dim, **make)
+        self.down = layers.linear(config.expand_ratio * dim, dim, **make)
+
+    def __call__(self, x, embedding, select, positions, *, lengths=None, cache=None, context_lengths=None):
+        """x: (B, C, L, M). Returns (x, this layer's keys and values of copy 0, (B, L, H, K))."""
+        config = self.config
+        qkv = self.qkv(modulate(self.norm(x), self.msa_in(embedding, select)))
+        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, config.heads, config.head_dim), 3, 0)
+        frequencies = layers.rope_frequencies(config.rope_dim, ROPE_THETA)
+        q = layers.rotate_interleaved(self.q_norm(q), positions, frequencies)
+        k = layers.rotate_interleaved(self.k_norm(k), positions, frequencies)
+        if cache is None:
+            o = block_causal_attention(q, k, v, config.block_size, lengths)
+        else:
+            o = cached_attention(q, k, v, cache, context_lengths)
+        x = x + self.msa_out(embedding, select) * self.out(o.reshape(*x.shape[:3], -1))
+        h = jax.nn.gelu(self.up(modulate(self.norm(x), self.mlp_in(embedding, select))), approximate=True)
+        return x + self.mlp_out(embedding, select) * self.down(h), KVCache(k[:, 0], v[:, 0])
+
+
+class DiT(nnx.Module):
+    """Velocity of latents. Copy 0 is the clean one that later blocks read (see `attention`)."""
+
+    def __init__(self, config: DiTConfig, *, dtype=jnp.float32, remat="none", rngs: nnx.Rngs):
+        self.config, self.remat = config, remat
+        make = dict(dtype=dtype, rngs=rngs)
+        self.latent_in = layers.linear(config.txt_in_channels, config.txt_dim, **make)
+        self.time = TimeEmbedding(config, **make)
+        self.blocks = layers.stack_layers(
+            lambda rngs: DiTBlock(config, dtype=dtype, rngs=rngs), config.num_layers, rngs
+        )
+        self.out_norm = layers.layer_norm(config.txt_dim, eps=config.norm_eps, **make)
+        self.out_in = Modulation(config, 2 * config.txt_dim, **make)
+        self.head = layers.linear(config.txt_dim, config.txt_out_channels, kernel="velocity", **make)
+
+    def __call__(
+        self, z_BxCxLxD, times_B, is_noisy_BxCxL, positions, *, lengths=None,
+        cache: KVCache | None = None, context_lengths=None, with_kv=False,
+    ):  # fmt: skip
+        """Velocity (B, C, L, D) float32, and with `with_kv` the keys and values of copy 0, (layers, B, L, H, K).
+
+        times: (B,) or (1,) in 0..1, of the positions where is_noisy (B, C, L) holds; the others are clean, time 0. The
+        modulation is computed once per distinct time. positions: broadcasts to (B, C, L). Without a cache the copies
+        attend block-causally (lengths: (B,) latents in use, only needed where a block is partly used); with a cache
+        (every layer's) z is one block a sample, copy c seeing context_lengths (B, C) cached positions."""
+        embedding = self.time(jnp.concatenate([jnp.zeros((1,), times_B.dtype), times_B]))
+
+        def by_time(rows):
+            return jnp.where(is_noisy_BxCxL[..., None], rows[1:, None, None], rows[0])
+
+        def apply(block, x, layer_cache):
+            x, kv = block(
+                x, embedding, by_time, positions, lengths=lengths, cache=layer_cache, context_lengths=context_lengths
+            )
+            return x, kv if with_kv else None
+
+        x, kv = layers.scan_layers(self.blocks, apply, self.latent_in(z_BxCxLxD), cache, remat=self.remat)
+        x = modulate(self.out_norm(x), self.out_in(embedding, by_time))
+        return self.head(x).astype(jnp.float32), kv
