@@ -1,0 +1,28 @@
+"""Writing texts as .jsonl, the corpus format: one {"text": ...} a line, UTF-8."""
+
+import json
+from collections.abc import Iterable
+
+from etils import epath
+
+from colajax.errors import UserError
+
+
+def write_jsonl(path: epath.PathLike, texts: Iterable[str]) -> None:
+    """Writes the texts under a temporary sibling and renames it to `path` (local or gs://) when all are written.
+
+    Raises UserError when the file cannot be written; whatever is raised, `path` is as it was.
+    """
+    path = epath.Path(path)
+    unfinished = path.parent / f".{path.name}.unfinished"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("w") as lines:
+                for text in texts:
+                    lines.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give a path that you may write") from error

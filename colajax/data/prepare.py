@@ -1,0 +1,263 @@
+"""Text files to a records folder: read, divide into train and validation, tokenise in parallel, pack, write.
+
+The result depends on the text and the settings alone, not on the number of workers. No JAX here: workers start quickly.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from colajax.data.packing import pack, sections
+from colajax.data.records import FORMAT_VERSION, SPLITS, Records, ShardWriter, read_metadata
+from colajax.data.text import Document, find_files, read_documents
+from colajax.data.tokenizer import Tokenizer, load_tokenizer
+from colajax.errors import UserError
+
+WINDOW_TOKENS = 2**24  # packed together; 64 MiB a split
+BATCH_CHARACTERS = 2**18  # of a worker's task
+PROGRESS_SECONDS = 10
+
+
+class Section(NamedTuple):
+    """A piece of a document; the whole of it if that is short (see `packing.sections`)."""
+
+    document: int  # running index over the corpus
+    split: str
+    text: str
+
+
+def prepare(
+    inputs: Sequence[epath.PathLike],
+    tokenizer_path: epath.PathLike,
+    out: epath.PathLike,
+    sequence_length: int,
+    *,
+    validation_fraction: float = 0.02,
+    text_field: str = "text",
+    workers: int = 1,
+    seed: int = 0,
+    rows_per_shard: int = 65536,
+) -> dict:
+    """Writes a records folder and returns its metadata (see `records`).
+
+    A section of a document goes to validation when a hash of (seed, document index, section index), read as a number in
+    [0, 1), is below `validation_fraction`; neighbouring sections of one split stay together as one packed document.
+
+    It is written to `out`.tmp-<pid> on the same file system, removed on failure, and renamed when complete. If `out` is
+    already there, complete, and was made from the same text with the same settings, nothing is done.
+
+    Args:
+        inputs: what `read_documents` takes.
+        tokenizer_path: what `load_tokenizer` takes; it must have a pad and an end-of-text token.
+        sequence_length: tokens a row.
+        workers: processes that tokenise.
+
+    Raises:
+        UserError: a setting is out of range, an input is bad, a split would be empty, or `out` holds something else.
+    """
+    _check_ranges(sequence_length, validation_fraction, workers, rows_per_shard)
+    out, tokenizer = epath.Path(out), load_tokenizer(tokenizer_path)
+    for name, token_id in (("padding", tokenizer.pad_id), ("end-of-text", tokenizer.eos_id)):
+        if token_id is None:
+            raise UserError(f"{tokenizer.path}: has no {name} token, which packing needs; use another tokenizer")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "sequence_length": sequence_length,
+        "tokenizer": {
+            "digest": tokenizer.digest,
+            "file": f"tokenizer{tokenizer.path.suffix}",
+            "vocab_size": tokenizer.vocab_size,
+            "pad_id": tokenizer.pad_id,
+            "eos_id": tokenizer.eos_id,
+        },
+        "settings": {
+            "validation_fraction": validation_fraction,
+            "text_field": text_field,
+            "seed": seed,
+            "rows_per_shard": rows_per_shard,
+        },
+        "source": [_describe(file) for path in inputs for file in find_files(path)],
+    }
+    if out.exists():
+        return _existing(out, metadata)
+    unfinished = out.parent / f"{out.name}.tmp-{os.getpid()}"
+    try:
+        unfinished.mkdir(parents=True)
+        documents = read_documents(inputs, text_field)
+        metadata["splits"] = _write_splits(documents, tokenizer, unfinished, metadata, workers)
+        tokenizer.path.copy(unfinished / metadata["tokenizer"]["file"])
+        (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
+        unfinished.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error}); name another --out") from error
+    finally:
+        if unfinished.exists():
+            unfinished.rmtree()
+    return metadata
+
+
+def _check_ranges(sequence_length: int, validation_fraction: float, workers: int, rows_per_shard: int) -> None:
+    if sequence_length < 2:
+        raise UserError(f"sequence_length {sequence_length}: expected at least 2")
+    if not 0 < validation_fraction < 1:
+        raise UserError(f"validation_fraction {validation_fraction}: expected a number between 0 and 1")
+    if workers < 1:
+        raise UserError(f"workers {workers}: expected at least 1")
+    if rows_per_shard < 1:
+        raise UserError(f"rows_per_shard {rows_per_shard}: expected at least 1")
+
+
+def _describe(file: epath.Path) -> dict:
+    try:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return {"file": str(file), "bytes": stream.tell(), "sha256": digest}
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _existing(out: epath.Path, wanted: dict) -> dict:
+    """The metadata of the folder that is there, if it is what is wanted."""
+
+    def identity(metadata: dict) -> dict:
+        return {
+            "sequence_length": metadata["sequence_length"],
+            "tokenizer": metadata["tokenizer"]["digest"],
+            **metadata["settings"],
+            "source": [file["sha256"] for file in metadata["source"]],
+        }
+
+    found, remedy = read_metadata(out), "remove it or choose another --out"
+    for key, value in identity(wanted).items():
+        if (other := identity(found)[key]) != value:
+            detail = "" if isinstance(value, list) else f" ({other}, now {value})"
+            raise UserError(f"{out}: already there with another {key}{detail}; {remedy}")
+    for split in SPLITS:
+        Records.open(out, split)
+    print(f"{out} is up to date", flush=True)
+    return found
+
+
+class _Split:
+    """What one split gathers while the corpus streams by."""
+
+    def __init__(self, name: str, directory: epath.Path, metadata: dict):
+        self._length, self._tokenizer = metadata["sequence_length"], metadata["tokenizer"]
+        self._shards = ShardWriter(directory, name, metadata["settings"]["rows_per_shard"])
+        self._window: list[np.ndarray] = []
+        self._window_tokens = self._rows = self._tokens = self._cut = self._documents = 0
+        self._last_document = -1
+
+    def add(self, document: int, tokens: np.ndarray) -> None:
+        self._documents += document != self._last_document
+        self._last_document = document
+        self._window.append(tokens)
+        self._window_tokens += len(tokens)
+        if self._window_tokens >= WINDOW_TOKENS:
+            self._pack_window()
+
+    def _pack_window(self) -> None:
+        packed = pack(self._window, self._length, self._tokenizer["eos_id"], self._tokenizer["pad_id"])
+        self._shards.write(packed.rows)
+        self._rows += len(packed.rows)
+        self._tokens += packed.tokens
+        self._cut += packed.cut
+        self._window, self._window_tokens = [], 0
+
+    def close(self) -> dict:
+        """The split's part of metadata.json."""
+        if self._window:
+            self._pack_window()
+        return {
+            "rows": self._rows,
+            "tokens": self._tokens,
+            "documents": self._documents,
+            "padding_share": 1 - self._tokens / max(1, self._rows * self._length),
+            "cut_share": self._cut / max(1, self._tokens),
+            "shards": self._shards.close(),
+        }
+
+
+def _write_splits(
+    documents: Iterable[Document], tokenizer: Tokenizer, directory: epath.Path, metadata: dict, workers: int
+) -> dict:
+    settings = metadata["settings"]
+    splits = {name: _Split(name, directory, metadata) for name in SPLITS}
+    stream = _tokenise(_divide(documents, settings["validation_fraction"], settings["seed"]), tokenizer, workers)
+    tokens_so_far, started = 0, time.monotonic()
+    next_report = started + PROGRESS_SECONDS
+    for (document, split), run in groupby(stream, key=lambda item: (item[0].document, item[0].split)):
+        tokens = np.concatenate([tokens for _, tokens in run])
+        splits[split].add(document, tokens)
+        tokens_so_far += len(tokens)
+        if (now := time.monotonic()) > next_report:
+            rate = tokens_so_far / (now - started)
+            print(f"{document + 1:,} documents, {tokens_so_far:,} tokens, {rate:,.0f} tokens/s", flush=True)
+            next_report = now + PROGRESS_SECONDS
+    written = {name: split.close() for name, split in splits.items()}
+    for name, split in written.items():
+        if not split["rows"]:
+            fraction = settings["validation_fraction"]
+            raise UserError(
+                f"nothing fell to {name} at validation_fraction {fraction}; change it or the seed, or give more text"
+            )
+    return written
+
+
+def _divide(documents: Iterable[Document], validation_fraction: float, seed: int) -> Iterator[Section]:
+    for document, (text, _) in enumerate(documents):
+        for index, section in enumerate(sections(text)):
+            digest = hashlib.blake2b(f"{seed}/{document}/{index}".encode(), digest_size=8).digest()
+            held_out = int.from_bytes(digest, "big") / 2**64 < validation_fraction
+            yield Section(document, "validation" if held_out else "train", section)
+
+
+_worker_tokenizer: Tokenizer
+
+
+def _start_worker(tokenizer_path: str) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = load_tokenizer(tokenizer_path)
+
+
+def _encode_in_worker(texts: list[str]) -> list[np.ndarray]:
+    return [np.array(_worker_tokenizer.encode(text), np.uint32) for text in texts]
+
+
+def _tokenise(stream: Iterable[Section], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Section, np.ndarray]]:
+    """Yields each section with its tokens, uint32 [length], in order."""
+    if workers == 1:
+        yield from ((section, np.array(tokenizer.encode(section.text), np.uint32)) for section in stream)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (str(tokenizer.path),)) as pool:
+        pending = deque()
+        for batch in _batches(stream):
+            pending.append((batch, pool.submit(_encode_in_worker, [section.text for section in batch])))
+            if len(pending) > 4 * workers:  # enough to keep them busy, and the corpus out of memory
+                batch, future = pending.popleft()
+                yield from zip(batch, future.result(), strict=True)
+        for batch, future in pending:
+            yield from zip(batch, future.result(), strict=True)
+
+
+def _batches(stream: Iterable[Section]) -> Iterator[list[Section]]:
+    batch, characters = [], 0
+    for section in stream:
+        batch.append(section)
+        characters += len(section.text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,153 @@
+"""Records and batches: every row once an epoch, a batch a function of (seed, step), and damaged folders refused."""
+
+import collections
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colajax.data.loader import Loader
+from colajax.data.prepare import prepare
+from colajax.data.records import Records, check_tokenizer, read_metadata
+from colajax.data.tokenizer import train_sentencepiece
+from colajax.errors import UserError
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Records of 60 or so different rows, 7 a shard."""
+    path = tmp_path_factory.mktemp("loader")
+    texts = [f"number {i} " + "word " * (i % 9) for i in range(90)]
+    (path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    train_sentencepiece(texts, path / "t.model", 400)
+    prepare([path / "a.jsonl"], path / "t.model", path / "r", LENGTH, validation_fraction=0.2, rows_per_shard=7)
+    return path / "r"
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def _loader(folder, **changes):
+    arguments = {"split": "train", "batch_size": 5, "sequence_length": LENGTH, "seed": 3} | changes
+    return Loader(folder, **arguments)
+
+
+def _rows(batches):
+    return [tuple(row.tolist()) for batch in batches for row in batch]
+
+
+def test_each_epoch_has_every_row_once_in_another_order(folder):
+    loader = _loader(folder)
+    on_disk = _rows([Records.open(folder, "train")])
+    assert loader.rows == len(on_disk) == len(set(on_disk)) > 30
+    rows = _rows(loader.batch(step) for step in range(3 * loader.rows // 5 + 1))
+    epochs = [rows[i * loader.rows : (i + 1) * loader.rows] for i in range(3)]
+    for epoch in epochs:
+        assert collections.Counter(epoch) == collections.Counter(on_disk)
+    assert len({tuple(epoch) for epoch in [on_disk, *epochs]}) == 4
+
+
+def test_a_batch_is_int32_of_its_shape_even_when_larger_than_an_epoch(folder):
+    batch = _loader(folder).batch(0)
+    assert (batch.dtype, batch.shape) == (np.int32, (5, LENGTH))
+    validation = _loader(folder, split="validation", batch_size=100)
+    assert validation.rows < 50
+    assert set(_rows([validation.batch(7)])) == set(_rows([Records.open(folder, "validation")]))
+
+
+@given(step=st.integers(0, 10**7), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=15, deadline=None)
+def test_iterating_from_any_step_gives_the_batches_of_those_steps(folder, step, seed):
+    loader, other = _loader(folder, seed=seed), _loader(folder, seed=seed)
+    iterated = list(itertools.islice(loader.iterate(step), 3))
+    for offset in (2, 0, 1):  # in any order, from another loader
+        np.testing.assert_array_equal(other.batch(step + offset), iterated[offset])
+
+
+def test_seeds_differ_and_batch_sizes_share_one_order(folder):
+    assert _rows([_loader(folder).batch(0)]) != _rows([_loader(folder, seed=4).batch(0)])
+    fives, tens = _loader(folder), _loader(folder, batch_size=10)
+    assert _rows([fives.batch(2), fives.batch(3)]) == _rows([tens.batch(1)])
+
+
+def test_sequential_rows_are_those_on_disk_whatever_the_seed(folder):
+    records = Records.open(folder, "validation")
+    loader = _loader(folder, split="validation", seed=9)
+    np.testing.assert_array_equal(loader.sequential(4), [records[0], records[1], records[2], records[3]])
+    assert loader.sequential(10**6).shape == (len(records), LENGTH)
+
+
+def test_a_config_that_does_not_fit_the_records_is_told(folder):
+    with pytest.raises(UserError, match="rows of 16 tokens, but the config's sequence_length is 32"):
+        _loader(folder, sequence_length=32)
+    with pytest.raises(UserError, match="batch_size 0"):
+        _loader(folder, batch_size=0)
+    with pytest.raises(UserError, match="data seed -1"):
+        _loader(folder, seed=-1)
+    with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
+        _loader(folder, split="test")
+
+
+def test_the_folder_brings_its_tokenizer_and_refuses_another(folder, copy, tmp_path):
+    tokenizer = Records.open(folder, "train").tokenizer()
+    assert tokenizer.path.parent == folder
+    other = train_sentencepiece(["another text"], tmp_path / "other.model", 300)
+    check_tokenizer(read_metadata(folder), tokenizer)
+    with pytest.raises(UserError, match=r"other\.model: sha256 .* but the records were made with"):
+        check_tokenizer(read_metadata(folder), other)
+    (copy / "tokenizer.model").write_bytes(other.path.read_bytes())
+    with pytest.raises(UserError, match="records were made with"):
+        Records.open(copy, "train").tokenizer()
+
+
+def test_a_damaged_folder_is_refused_by_the_name_of_what_is_wrong(copy):
+    shards = sorted(copy.glob("train-*"))
+    whole = shards[2].read_bytes()
+
+    def refused(message):
+        with pytest.raises(UserError, match=message):
+            Records.open(copy, "train")
+
+    shards[2].write_bytes(whole[:-10])
+    refused(rf"{shards[2].name}: {len(whole) - 10} bytes, metadata.json says {len(whole)}")
+    shards[2].write_bytes(bytes(len(whole)))
+    refused(rf"{shards[2].name}: ")
+    shards[2].unlink()
+    refused(rf"{shards[2].name}: missing")
+    shards[2].write_bytes(whole)
+    assert len(Records.open(copy, "train")) > 30
+
+    metadata = json.loads((copy / "metadata.json").read_text())
+    for change, message in (
+        ({"sequence_length": 8}, "rows of 16 tokens, metadata.json says 8"),
+        ({"format_version": 99}, "format_version 99, but this code reads 1"),
+    ):
+        (copy / "metadata.json").write_text(json.dumps(metadata | change))
+        refused(message)
+    metadata["splits"]["train"]["shards"][0]["rows"] = 6
+    (copy / "metadata.json").write_text(json.dumps(metadata))
+    refused(r"train-00000.*: 7 rows, metadata.json says 6")
+    (copy / "metadata.json").write_text("{")
+    refused("metadata.json: damaged")
+    (copy / "metadata.json").unlink()
+    refused("not a records folder")
+
+
+def test_a_flipped_bit_ends_in_one_line_not_in_wrong_tokens(copy):
+    shard = sorted(copy.glob("train-*"))[0]
+    blob = bytearray(shard.read_bytes())
+    blob[200] ^= 1  # in the first rows
+    shard.write_bytes(blob)
+    with pytest.raises(UserError, match="damaged") as caught:
+        list(Records.open(copy, "train"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="damaged"):
+        list(itertools.islice(_loader(copy).iterate(0), 20))

@@ -1,0 +1,45 @@
+"""Writes a corpus that needs no download, as .jsonl with one {"text": ...} a line.
+
+    python tools/make_corpus.py --kind stories --out stories.jsonl --count 20000 --seed 0
+    python tools/make_corpus.py --kind docstrings --out docstrings.jsonl
+
+"stories" are `--count` distinct stories of a closed world, made from `--seed`; "docstrings" are about 3 MB of prose
+from the Python installation. Prints the number of documents and characters and the first document; takes seconds.
+"""
+
+import argparse
+import json
+
+from etils import epath
+
+from colajax.data.docstrings import gather_docstrings
+from colajax.data.jsonl import write_jsonl
+from colajax.data.stories import write_corpus
+from colajax.errors import UserError, run_main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=("stories", "docstrings"), required=True)
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="local path or gs:// address")
+    parser.add_argument("--count", type=int, help="number of stories (default 20000)")
+    parser.add_argument("--seed", type=int, help="seed of the stories (default 0)")
+    args = parser.parse_args()
+
+    if args.kind == "stories":
+        count = 20_000 if args.count is None else args.count
+        if count < 1:
+            raise UserError(f"--count {count}: expected at least 1 story; give a positive number")
+        write_corpus(args.out, count, args.seed or 0)
+    elif args.count is not None or args.seed is not None:
+        raise UserError("--count and --seed are for --kind stories: docstrings are what is installed; leave them out")
+    else:
+        write_jsonl(args.out, gather_docstrings())
+
+    with epath.Path(args.out).open() as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    print(f"{args.out}: {len(texts):,} documents, {sum(map(len, texts)):,} characters; the first:\n{texts[0]}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,50 @@
+"""Tokenises and packs text files into a records folder, which is what training reads.
+
+    python tools/prepare_data.py --input corpus/ --tokenizer tokenizer.model --out records/ --sequence_length 512
+
+Reads .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files or folders of them. Prints progress, then for each split
+its documents, tokens, rows, the share of tokens that lie beyond the first row of a document longer than a row ("cut"),
+and the share of padding: below 1 %, unless most documents fill more than half a row and none is short enough to go with
+them. Run again with the same text and settings, it says that the folder is up to date.
+"""
+
+import argparse
+import os
+
+from colajax.data.prepare import prepare
+from colajax.errors import run_main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", nargs="+", required=True, help="files or folders")
+    parser.add_argument("--tokenizer", required=True, help="SentencePiece .model or Hugging Face tokenizer.json")
+    parser.add_argument("--out", required=True, help="folder to make")
+    parser.add_argument("--sequence_length", type=int, required=True, help="tokens a row")
+    parser.add_argument("--validation_fraction", type=float, default=0.02, help="share held out (default: 0.02)")
+    parser.add_argument("--text_field", default="text", help="key or column of .jsonl and .parquet (default: text)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a CPU)")
+    parser.add_argument("--seed", type=int, default=0, help="of the division in train and validation (default: 0)")
+    parser.add_argument("--rows_per_shard", type=int, default=65536, help="(default: 65536)")
+    args = parser.parse_args()
+
+    metadata = prepare(
+        args.input,
+        args.tokenizer,
+        args.out,
+        args.sequence_length,
+        validation_fraction=args.validation_fraction,
+        text_field=args.text_field,
+        workers=args.workers,
+        seed=args.seed,
+        rows_per_shard=args.rows_per_shard,
+    )
+    for name, split in metadata["splits"].items():
+        print(
+            f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {split['rows']:,} rows of "
+            f"{metadata['sequence_length']}, {split['cut_share']:.2%} cut, {split['padding_share']:.2%} padding"
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,32 @@
+"""Trains a SentencePiece tokenizer (BPE with byte fallback, lossless) on text files.
+
+    python tools/train_tokenizer.py --input corpus/ --out tokenizer.model --vocab_size 4096
+
+Reads .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files or folders of them, all text in memory. Prints the number
+of pieces, which is smaller than --vocab_size if the text supports no more. A megabyte takes about a second.
+"""
+
+import argparse
+
+from colajax.data.text import read_documents
+from colajax.data.tokenizer import train_sentencepiece
+from colajax.errors import run_main
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", nargs="+", required=True, help="files or folders")
+    parser.add_argument("--out", required=True, help="the .model file to write")
+    parser.add_argument("--vocab_size", type=int, required=True, help="upper bound, 256 bytes and 3 specials included")
+    parser.add_argument("--text_field", default="text", help="key or column of .jsonl and .parquet (default: text)")
+    args = parser.parse_args()
+
+    texts = (document.text for document in read_documents(args.input, args.text_field))
+    tokenizer = train_sentencepiece(texts, args.out, args.vocab_size)
+    fewer = tokenizer.vocab_size < args.vocab_size
+    note = f" ({args.vocab_size} asked for: the text supports no more)" if fewer else ""
+    print(f"{args.out}: {tokenizer.vocab_size} pieces{note}, sha256 {tokenizer.digest[:12]}…")
+
+
+if __name__ == "__main__":
+    run_main(main)
