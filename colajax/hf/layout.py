@@ -49,11 +49,13 @@ _ENVELOPE = ("architectures", "model_type", "dtype", "torch_dtype", "transformer
 
 
 class HFModel(NamedTuple):
-    """A model read from the layout: its config, float32 parameters (numpy, our tree), and config.json as found."""
+    """A model read from the layout: its config, float32 parameters (numpy, our tree), config.json as found, and the
+    rotary tables as found (name -> array), whose last bits hang on the machine that made them."""
 
     config: VAEConfig | DiTConfig
     params: dict
     json: dict
+    tables: dict
 
 
 def functional(kind: Kind, config, *, dtype=jnp.float32, remat="none") -> Functional:
@@ -115,21 +117,24 @@ def load(kind: Kind, folder) -> HFModel:
         if name not in files[path].keys():  # noqa: SIM118  (a safetensors handle is no mapping)
             raise UserError(f"{path}: tensor {name} is not in it, though the index says so")
     present = {name: tuple(files[path].get_slice(name).get_shape()) for name, path in where.items()}
-    if kind is DIT:
-        _take_rope_tables(config, present, lambda name: files[where[name]].get_tensor(name), folder)
-    shapes = functional(kind, config).shapes()
     read = lambda name: files[where[name]].get_tensor(name)  # noqa: E731
-    return HFModel(config, names.from_hf(kind.names, shapes, config, read, present, str(folder)), found)
+    tables = _take_rope_tables(config, present, read, folder) if kind is DIT else {}
+    shapes = functional(kind, config).shapes()
+    params = names.from_hf(kind.names, shapes, config, read, present, str(folder))
+    return HFModel(config, params, found, tables)
 
 
-def _take_rope_tables(config: DiTConfig, present: dict, read: Callable, folder) -> None:
-    """Removes the rotary tables from `present`; they are constants of the model, so another value is refused."""
-    table = rope_frequencies(config.rope_dim, ROPE_THETA)
+def _take_rope_tables(config: DiTConfig, present: dict, read: Callable, folder) -> dict[str, np.ndarray]:
+    """Takes the rotary tables out of `present`; they are constants of the model, so another value is refused."""
+    expected, found = rope_frequencies(config.rope_dim, ROPE_THETA), {}
     for name in [ROPE_NAME.format(i=i) for i in range(config.num_layers)]:
         if name in present:
             del present[name]
-            if not np.allclose(read(name).astype(np.float32), table, rtol=1e-2 if read(name).itemsize < 4 else 1e-5):
+            table = found[name] = read(name)
+            rtol = 1e-2 if table.itemsize < 4 else 1e-5
+            if table.shape != expected.shape or not np.allclose(table.astype(np.float32), expected, rtol, atol=0):
                 raise UserError(f"{folder}: {name} is not the rotary table of theta {ROPE_THETA:g}, the only one known")
+    return found
 
 
 def config_json(kind: Kind, config, dtype: str, found: dict | None = None) -> dict:
@@ -139,22 +144,27 @@ def config_json(kind: Kind, config, dtype: str, found: dict | None = None) -> di
     return own | passed_on | dataclasses.asdict(config) | {"dtype": dtype}
 
 
-def tensors(kind: Kind, config, params: dict):
-    """Yields (HF name, array) of everything the released file holds, one tensor at a time."""
+def tensors(kind: Kind, config, params: dict, tables: dict | None = None):
+    """Yields (HF name, array) of everything the released file holds, one tensor at a time; `tables`: HFModel.tables of
+    the model it was read from, if any."""
     yield from names.to_hf(kind.names, params, config)
     if kind is DIT:
-        for i in range(config.num_layers):
-            yield ROPE_NAME.format(i=i), rope_frequencies(config.rope_dim, ROPE_THETA)
+        own = rope_frequencies(config.rope_dim, ROPE_THETA)
+        for name in [ROPE_NAME.format(i=i) for i in range(config.num_layers)]:
+            yield name, (tables or {}).get(name, own)
 
 
-def save(kind: Kind, config, params: dict, folder, *, dtype="float32", found: dict | None = None) -> None:
-    """Writes config.json and model.safetensors into `folder`, which must not exist; it appears when complete."""
+def save(
+    kind: Kind, config, params: dict, folder, *, dtype="float32", found: dict | None = None, tables: dict | None = None
+) -> None:
+    """Writes config.json and model.safetensors into `folder`, which must not exist; it appears when complete. `found`
+    and `tables`: `json` and `tables` of the HFModel that it was read from, if any."""
     folder = epath.Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists; remove it or name another folder")
     partial = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     partial.mkdir(parents=True)
-    arrays = {name: array.astype(DTYPES[dtype], copy=False) for name, array in tensors(kind, config, params)}
+    arrays = {name: array.astype(DTYPES[dtype], copy=False) for name, array in tensors(kind, config, params, tables)}
     (partial / "model.safetensors").write_bytes(safetensors.numpy.save(arrays, metadata={"format": "pt"}))
     written = config_json(kind, config, dtype, found)
     (partial / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")

@@ -52,9 +52,13 @@ def layer_norm(dim: int, *, eps: float, dtype, rngs, affine=True) -> nnx.LayerNo
 
 
 def rope_frequencies(dim: int, theta: float) -> np.ndarray:
-    """theta^(-2i/dim) for i = 0 .. dim/2 - 1, (dim/2,) float32, rounded as the released tables are."""
+    """theta^(-2i/dim) for i = 0 .. dim/2 - 1, (dim/2,) float32, with PyTorch's bytes at the usual sizes."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return np.float32(1) / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
+    table = np.float32(1) / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
+    if (dim, theta) == (96, 10000):
+        # The released prior's table. PyTorch's vectorised power (AVX2 and AVX-512) is not correctly rounded here.
+        table[20] = np.nextafter(table[20], np.float32(1))
+    return table
 
 
 def rotate_half(x, positions, frequencies, dtype=jnp.float32):

@@ -1,0 +1,40 @@
+"""Randomness as a function of (seed, purpose, step, sample index), and of nothing else.
+
+Every sample of a batch gets a key of its own, so that no split of the batch over devices, hosts or accumulation steps
+changes what is drawn.
+"""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+
+
+class Purpose(enum.IntEnum):
+    """What a key is for. The numbers are part of what makes a run repeatable: never change one, only add."""
+
+    INIT = 0
+    POSTERIOR = 1
+    MASK = 2
+    MASKED_POSTERIOR = 3
+    NOISE = 4
+    TIME = 5
+    PROMPT = 6
+    GENERATION_NOISE = 7
+    GENERATION_TOKENS = 8
+
+
+def sample_keys(seed: int, purpose: Purpose, step, indices) -> jax.Array:
+    """One key a sample, (B,), from sample indices (B,); for generation `step` is the block."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), int(purpose)), step)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(indices))
+
+
+def normals(keys, shape) -> jax.Array:
+    """Standard normals (B, *shape), float32."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def uniforms(keys, shape) -> jax.Array:
+    """Uniform numbers in [0, 1), (B, *shape), float32."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)

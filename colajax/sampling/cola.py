@@ -1,0 +1,263 @@
+"""Sampling from a Cola model: prompt -> latents -> blocks of new latents from the prior -> tokens.
+
+Shape letters as in the models, and S positions of a block, P prompt latents as padded.
+
+Two compiled functions do the work: `prefill`, once a batch, and `block_step`, once a block, against caches of fixed
+shape. Prompt and cache lengths are rounded up to powers of two of blocks, so that a longer answer or a somewhat longer
+prompt meets a compiled function; the batch size is not rounded.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from colajax.errors import UserError
+from colajax.keys import Purpose, normals, sample_keys
+from colajax.models.attention import KVCache, append_to_cache
+from colajax.models.config import DiTConfig, VAEConfig, check_pair
+from colajax.models.dit import DiT
+from colajax.models.layers import Functional
+from colajax.models.text_vae import TextVAE, normalise
+from colajax.sampling import tokens as token_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample. `steps`: Euler steps a block; temperature 0: the best token; top_k 0 and top_p 1: no restriction.
+
+    Raises UserError naming the key on a value out of range."""
+
+    max_new_tokens: int = 32
+    steps: int = 16
+    guidance: float = 7.0
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kinds = int if field.type is int else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not np.isfinite(value):
+                raise UserError(f"{field.name} is {value!r}: expected a finite {field.type.__name__}")
+        for key, holds, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("steps", self.steps >= 1, "at least 1"),
+            ("guidance", self.guidance >= 0, "0 or more (1 is no guidance)"),
+            ("temperature", self.temperature >= 0, "0 (the best token) or more"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1 (off)"),
+            ("repetition_penalty", self.repetition_penalty > 0, "more than 0 (1 is off)"),
+            ("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1"),
+        ):
+            if not holds:
+                raise UserError(f"{key} is {getattr(self, key)!r}: expected {expected}")
+
+
+class State(NamedTuple):
+    """What a block step reads and hands on."""
+
+    dit: KVCache  # (layers, B, J, H, K)
+    decoder: KVCache
+    finished: jax.Array  # (B,), latents in the caches
+    seen: jax.Array  # (B, V), tokens of finished blocks
+    clean: jax.Array  # (B, S, D), the next block's prompt latents ...
+    clean_count: jax.Array  # (B,), ... and how many there are; 0 after the first block
+
+
+class Sampler:
+    """Generates from one model on the devices that hold its parameters.
+
+    vae_params, dit_params: the trees of TextVAE and DiT; dtype: of compute and caches; eos_id None never ends early.
+    """
+
+    def __init__(
+        self, vae_config: VAEConfig, dit_config: DiTConfig, vae_params: dict, dit_params: dict,
+        *, pad_id: int, eos_id: int | None, dtype=jnp.float32,
+    ):  # fmt: skip
+        check_pair(vae_config, dit_config)
+        for key, token in (("pad_id", pad_id), ("eos_id", eos_id)):
+            if token is not None and not 0 <= token < vae_config.vocab_size:
+                raise UserError(f"{key} is {token}: expected a token id from 0 to {vae_config.vocab_size - 1}")
+        self.vae_config, self.dit_config, self.dtype = vae_config, dit_config, dtype
+        self.pad_id, self.eos_id = pad_id, eos_id
+        self.params = jax.tree.map(jnp.asarray, {"vae": vae_params, "dit": dit_params})
+        self._vae = Functional(lambda rngs: TextVAE(vae_config, dtype=dtype, rngs=rngs))
+        self._dit = Functional(lambda rngs: DiT(dit_config, dtype=dtype, rngs=rngs))
+        self.block_tokens = vae_config.block_size * vae_config.patch_size
+        self.prefill = jax.jit(self._prefill, static_argnames="capacity")
+        self.block_step = jax.jit(self._block_step, static_argnames="guided", donate_argnames="state")
+        self._keys = jax.jit(sample_keys, static_argnums=1)
+        self._normals = jax.jit(normals, static_argnums=1)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, *, sample_indices=None, noise=None
+    ) -> list[list[int]]:
+        """New tokens of each prompt: max_new_tokens, or fewer where the end token comes first (it is left out).
+
+        prompts: token ids, of any lengths, empty ones allowed. sample_indices: (B,) ints, default 0..B-1; a sample's
+        randomness hangs on (seed, sample index, block) alone, so that batching changes no output. noise: (blocks, B, S,
+        D), in place of drawn noise, at least as many blocks as are needed. Raises UserError on bad ids or shapes.
+        """
+        if not prompts:
+            return []
+        given = [self._prompt_tokens_in_first_block(len(prompt)) for prompt in prompts]
+        blocks = -(-(max(given) + settings.max_new_tokens) // self.block_tokens)
+        produced: list[list[int]] = [[] for _ in prompts]
+        for _, tokens in self.blocks(prompts, settings, blocks, sample_indices=sample_indices, noise=noise):
+            for sample, new in zip(produced, np.asarray(tokens).tolist(), strict=True):
+                sample.extend(new)
+            answers = [self._answer(s[g:], settings.max_new_tokens) for s, g in zip(produced, given, strict=True)]
+            if all(ended for _, ended in answers):
+                break
+        return [answer for answer, _ in answers]
+
+    def blocks(
+        self, prompts, settings: SamplingSettings, blocks: int, *, sample_indices=None, noise=None
+    ) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """Yields (the decoder's logits (B, S * patch, V), tokens (B, S * patch)) of each of `blocks` blocks, on device.
+
+        The first block begins with the prompt tokens that do not fill a block of the prefix (as sampled again, not as
+        given). Arguments and errors as in `generate`.
+        """
+        tokens, padded, prompt_latents = self._pad(prompts)
+        noise = self._check_noise(noise, blocks, len(prompts))
+        indices = _check_indices(sample_indices, len(prompts))
+        size = self.vae_config.block_size
+        prompt_blocks = tokens.shape[1] // self.block_tokens
+        capacity = max(prompt_blocks, _power_of_two(int(prompt_latents.max()) // size + blocks)) * size
+        state = self.prefill(self.params, tokens, padded, prompt_latents, capacity=capacity)
+        scalars = {key: np.float32(getattr(settings, key)) for key in ("temperature", "top_p", "repetition_penalty")}
+        choice = scalars | {"top_k": np.int32(settings.top_k)}
+        seed = np.uint32(settings.seed)
+        for block in range(blocks):
+            drawn = noise[block] if noise is not None else self._normals(
+                self._keys(seed, Purpose.GENERATION_NOISE, block, indices), (size, self.vae_config.latent_dim)
+            )  # fmt: skip
+            state, logits, chosen = self.block_step(
+                self.params, state, drawn, self._keys(seed, Purpose.GENERATION_TOKENS, block, indices),
+                steps=np.int32(settings.steps), guidance=np.float32(settings.guidance),
+                guided=settings.guidance != 1, choice=choice,
+            )  # fmt: skip
+            yield logits, chosen
+
+    def _prompt_tokens_in_first_block(self, length: int) -> int:
+        prompt_latents = -(-length // self.vae_config.patch_size)
+        prefix_blocks = prompt_latents // self.vae_config.block_size
+        # Negative when the prefix's last latent is part pad.
+        return max(0, length - prefix_blocks * self.block_tokens)
+
+    def _answer(self, new: list[int], budget: int) -> tuple[list[int], bool]:
+        """The new tokens that count, and whether there will be no more."""
+        new = new[:budget]
+        if self.eos_id in new:
+            return new[: new.index(self.eos_id)], True
+        return new, len(new) == budget
+
+    def _pad(self, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens (B, T) with pads; (B,) latents of each sample padded alone to whole blocks; (B,) prompt latents."""
+        if not len(prompts):
+            raise UserError("prompts is empty: expected at least one prompt (which may itself be empty)")
+        vocabulary, config = self.vae_config.vocab_size, self.vae_config
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        own_blocks = -(-lengths // self.block_tokens)
+        tokens = np.full((len(prompts), _power_of_two(own_blocks.max()) * self.block_tokens), self.pad_id, np.int32)
+        for i, prompt in enumerate(prompts):
+            ids = np.asarray(prompt, np.int64)
+            if ids.size and not (ids.min() >= 0 and ids.max() < vocabulary):
+                raise UserError(f"prompts[{i}] holds a token out of range: expected ids from 0 to {vocabulary - 1}")
+            tokens[i, : len(ids)] = ids
+        return tokens, own_blocks * config.block_size, -(-lengths // config.patch_size)
+
+    def _check_noise(self, noise, blocks: int, samples: int):
+        expected = (samples, self.vae_config.block_size, self.vae_config.latent_dim)
+        if noise is not None and (noise.ndim != 4 or noise.shape[0] < blocks or noise.shape[1:] != expected):
+            raise UserError(f"noise has shape {noise.shape}: expected {(blocks, *expected)}")
+        return None if noise is None else jnp.asarray(noise, jnp.float32)
+
+    def _prefill(self, params, tokens_BxT, padded_B, prompt_latents_B, *, capacity: int) -> State:
+        """Encodes the prompts and fills both caches, of `capacity` latents, with their prefixes."""
+        config, size = self.vae_config, self.vae_config.block_size
+        vae, dit = self._vae.bind(params["vae"]), self._dit.bind(params["dit"])
+        mean, _ = vae.encoder(tokens_BxT, padded_B)
+        z_BxPxD = normalise(config, mean)
+        prefix_B = prompt_latents_B // size * size
+        # Latents after a sample's prefix pass through too; no one reads what they leave in the caches.
+        _, decoder_kv = vae.decoder.hidden(z_BxPxD, lengths=prefix_B)
+        one_copy = z_BxPxD[:, None]
+        all_clean = jnp.zeros(one_copy.shape[:3], bool)
+        _, dit_kv = dit(one_copy, jnp.zeros(1), all_clean, jnp.arange(z_BxPxD.shape[1]), with_kv=True)
+
+        def cache(kv):
+            return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, capacity - x.shape[2]), (0, 0), (0, 0))), kv)
+
+        beyond = jnp.pad(z_BxPxD, ((0, 0), (0, size), (0, 0)))
+        clean = jax.vmap(lambda z, start: jax.lax.dynamic_slice_in_dim(z, start, size))(beyond, prefix_B)
+        seen = jnp.zeros((tokens_BxT.shape[0], config.vocab_size), bool)
+        return State(cache(dit_kv), cache(decoder_kv), prefix_B, seen, clean, prompt_latents_B - prefix_B)
+
+    def _block_step(self, params, state: State, noise_BxSxD, token_keys_B, *, steps, guidance, guided: bool, choice):
+        """Draws one block and appends it to the caches. Returns (state, logits (B, S * patch, V), tokens)."""
+        vae, dit = self._vae.bind(params["vae"]), self._dit.bind(params["dit"])
+        z_BxSxD = self._flow(dit, state, noise_BxSxD, steps, guidance, guided)
+        size = self.vae_config.block_size
+        positions = state.finished[:, None] + jnp.arange(size)
+        logits, decoder_kv = vae.decoder(
+            z_BxSxD, positions=positions, cache=state.decoder, context_lengths=state.finished
+        )
+        tokens = token_choice.choose(logits, state.seen, token_keys_B, **choice)
+        all_clean = jnp.zeros((len(tokens), 1, size), bool)
+        _, dit_kv = dit(
+            z_BxSxD[:, None], jnp.zeros(1), all_clean, positions[:, None],
+            cache=state.dit, context_lengths=state.finished[:, None], with_kv=True,
+        )  # fmt: skip
+        state = State(
+            dit=append_to_cache(state.dit, dit_kv, state.finished),
+            decoder=append_to_cache(state.decoder, decoder_kv, state.finished),
+            finished=state.finished + size,
+            seen=state.seen.at[jnp.arange(len(tokens))[:, None], tokens].set(True),
+            clean=state.clean,
+            clean_count=jnp.zeros_like(state.clean_count),
+        )
+        return state, logits, tokens
+
+    def _flow(self, dit: DiT, state: State, noise_BxSxD, steps, guidance, guided: bool):
+        """The prior's ODE from t = 1 to 0 in Euler steps, for one block. Returns its latents (B, S, D).
+
+        Copy 0 is conditioned on the caches; copy 1, where guided, is the block alone at positions 0..S-1."""
+        samples, size = noise_BxSxD.shape[:2]
+        copies = 2 if guided else 1
+        is_clean = jnp.arange(size) < state.clean_count[:, None]
+        is_noisy = jnp.broadcast_to(~is_clean[:, None], (samples, copies, size))
+        starts = jnp.stack([state.finished, jnp.zeros_like(state.finished)][:copies], axis=1)
+        positions = starts[..., None] + jnp.arange(size)
+        # Nothing finished: both copies see the same, and the released inference does not guide.
+        scale = jnp.where(state.finished == 0, 1.0, guidance)[:, None, None]
+
+        def euler(step, z):
+            time = 1 - step.astype(jnp.float32) / steps
+            z_copies = jnp.broadcast_to(z[:, None], (samples, copies, *z.shape[1:]))
+            v, _ = dit(z_copies, time[None], is_noisy, positions, cache=state.dit, context_lengths=starts)
+            v = v[:, 1] + scale * (v[:, 0] - v[:, 1]) if guided else v[:, 0]
+            return jnp.where(is_clean[..., None], z, z - v / steps)
+
+        start = jnp.where(is_clean[..., None], state.clean, noise_BxSxD)
+        return jax.lax.fori_loop(0, steps, euler, start)
+
+
+def _power_of_two(blocks: int) -> int:
+    """The least power of two that is at least `blocks`, and at least 1."""
+    return 1 << max(0, int(blocks) - 1).bit_length()
+
+
+def _check_indices(sample_indices, samples: int) -> np.ndarray:
+    indices = np.asarray(range(samples) if sample_indices is None else sample_indices, np.int64)
+    if indices.shape != (samples,) or not (indices.min() >= 0 and indices.max() < 2**32):
+        raise UserError(f"sample_indices is {sample_indices!r}: expected {samples} ints from 0 to 2**32 - 1")
+    return indices.astype(np.uint32)

@@ -1,0 +1,46 @@
+"""A run's workdir as something to sample from."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from etils import epath
+
+from colajax.data.tokenizer import Tokenizer, load_tokenizer
+from colajax.errors import UserError
+from colajax.models.config import DiTConfig, VAEConfig, from_mapping
+from colajax.sampling.cola import Sampler
+from colajax.train.checkpoint import read_params, run_config
+
+
+class LoadedRun(NamedTuple):
+    """A stage 2 run: its sampler, tokenizer, saved configuration, and the step of the checkpoint read."""
+
+    sampler: Sampler
+    tokenizer: Tokenizer
+    config: dict
+    step: int
+
+
+def load_run(workdir, step: int | None = None) -> LoadedRun:
+    """Reads the checkpoint of `step` (the latest by default) of a stage 2 run. Raises UserError on anything else."""
+    config = run_config(workdir)
+    if config["stage"] != "joint":
+        raise UserError(f"{workdir}: a run of stage {config['stage']!r}; text is generated from one of stage 'joint'")
+    tokenizer = run_tokenizer(workdir)
+    step, params = read_params(workdir, step)
+    sampler = Sampler(
+        from_mapping(VAEConfig, config["vae"], f"{workdir}: vae"),
+        from_mapping(DiTConfig, config["dit"], f"{workdir}: dit"),
+        params["vae"], params["dit"], pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id,
+        dtype=jnp.dtype(config["compute_dtype"]),
+    )  # fmt: skip
+    return LoadedRun(sampler, tokenizer, config, step)
+
+
+def run_tokenizer(workdir) -> Tokenizer:
+    """The tokenizer that a run keeps beside its checkpoints."""
+    for name in ("tokenizer.model", "tokenizer.json"):
+        path = epath.Path(workdir) / name
+        if path.exists():
+            return load_tokenizer(path)
+    raise UserError(f"{workdir}: no tokenizer.model or tokenizer.json there; expected the workdir of a training")

@@ -1,0 +1,79 @@
+"""What a stage is to the training loop, and what every stage needs to read its batches."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from colajax.errors import UserError
+from colajax.models.config import VAEConfig
+
+
+class Stage:
+    """One training stage. The loop knows nothing else of what is trained.
+
+    The loss is a weighted sum of terms, each a sum over the *global* batch divided by a count over the global batch:
+    loss = sum_k weights[k] * terms[k] / counts[DENOMINATORS[k]]. Terms of parts of a batch add up, so neither gradient
+    accumulation nor the number of devices changes the loss. Everything random is drawn in `examples`.
+    """
+
+    groups: tuple[str, ...]  # top-level parameter groups, each clipped and optimised on its own
+    weights: Mapping[str, float]  # of the terms in the loss; the others are reported only
+    DENOMINATORS: Mapping[str, str]  # term -> count; "latents" for a term that is not named
+
+    def trainable(self, step: int) -> tuple[str, ...]:
+        """The groups that the update from `step` to step + 1 changes."""
+        raise NotImplementedError
+
+    def init(self, key: jax.Array) -> dict:
+        """Fresh parameters, {group: tree}."""
+        raise NotImplementedError
+
+    def examples(self, tokens, step, seed: int) -> dict:
+        """Everything the loss of these samples depends on, arrays with leading axis B; tokens: (B, T)."""
+        raise NotImplementedError
+
+    def counts(self, examples: dict) -> dict:
+        """The denominators, over all of `examples`."""
+        raise NotImplementedError
+
+    def terms(self, params: dict, frozen: dict, examples: dict, trainable: tuple[str, ...], diagnostics: bool) -> dict:
+        """Sums of every term over these examples; `diagnostics` adds what only an evaluation reports."""
+        raise NotImplementedError
+
+    def summarise(self, means: dict) -> dict[str, float]:
+        """Scalars to report, from {term: sum / count} of numpy arrays."""
+        raise NotImplementedError
+
+    def warnings(self, report: dict[str, float]) -> list[str]:
+        """What in an evaluation's report should stop a person from going on."""
+        return []
+
+    def flops(self, batch_size: int, trainable: tuple[str, ...]) -> float:
+        """Useful floating point operations of one update."""
+        raise NotImplementedError
+
+    def compute_params(self) -> int:
+        """N of the compute axis, EFLOPs = 6 N tokens / 1e18."""
+        raise NotImplementedError
+
+    def mean(self, name: str, total, counts: dict):
+        """The sum of a term as a mean; a count of zero leaves a sum of zero."""
+        return total / jnp.maximum(counts[self.DENOMINATORS.get(name, "latents")], 1)
+
+
+def latents_of(tokens_are_text, patch_size: int):
+    """A latent counts where it stands for at least one token that is not padding: (B, T) -> (B, L) booleans."""
+    return tokens_are_text.reshape(tokens_are_text.shape[0], -1, patch_size).any(-1)
+
+
+def check_lengths(vae: VAEConfig, sequence_length: int) -> None:
+    """Raises UserError unless rows hold whole blocks."""
+    unit = vae.patch_size * vae.block_size
+    if sequence_length % unit:
+        raise UserError(
+            f"sequence_length is {sequence_length}: expected a multiple of patch_size * block_size = {unit}; "
+            f"the nearest are {sequence_length // unit * unit} and {(sequence_length // unit + 1) * unit}"
+        )
+
+

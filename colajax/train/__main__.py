@@ -1,0 +1,37 @@
+"""python -m colajax.train --config configs/X.py[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
+
+Trains what the configuration says, going on from whatever DIR holds. Ends with status 0 when the run is complete, 2 on
+a mistake in configuration or data, and 130 or 143 when stopped by a signal, after saving.
+"""
+
+import argparse
+import sys
+
+from flax import config as flax_config
+
+from colajax.errors import UserError, run_main
+from colajax.stages.joint import JointStage
+from colajax.stages.vae import VAEStage
+from colajax.train.config import load_config
+from colajax.train.loop import train
+
+STAGES = {"vae": VAEStage, "joint": JointStage}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m colajax.train", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
+    parser.add_argument("--workdir", required=True, metavar="DIR")
+    args, rest = parser.parse_known_args()
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(f"{argument}: unknown argument; expected --config, --workdir or --config.KEY=VALUE")
+    config = load_config(args.config, [argument.removeprefix("--config.") for argument in rest])
+    if config.stage not in STAGES:
+        raise UserError(f"config.stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
+    flax_config.update("flax_always_shard_variable", False)
+    sys.exit(train(config, STAGES[config.stage], args.workdir))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,89 @@
+"""Orbax checkpoints of a run: saved in the background, the latest and every keep_every-th kept."""
+
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from colajax.errors import UserError
+from colajax.train.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+def _as_tree(state: TrainState) -> dict:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "frozen": state.frozen}
+
+
+class Checkpoints:
+    """The checkpoints under a workdir. A step is saved whole or not at all: Orbax writes under a temporary name."""
+
+    def __init__(self, workdir, *, keep_every: int):
+        policies = ocp.checkpoint_managers
+        kept = [policies.LatestN(2), policies.EveryNSteps(keep_every)]
+        self._manager = ocp.CheckpointManager(
+            epath.Path(workdir).absolute() / FOLDER,
+            options=ocp.CheckpointManagerOptions(
+                # The loop decides when to save (intervals, the last step, a stop signal).
+                save_decision_policy=policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Starts saving in the background; the state's arrays are copied before this returns. A step that is there
+        already is left as it is."""
+        step = int(state.step)
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_as_tree(state))))
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state saved at `step`, laid out as `like` (arrays or ShapeDtypeStructs)."""
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        return TrainState(**restored["state"])
+
+    def close(self) -> None:
+        """Waits until everything that was begun is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def run_config(workdir) -> dict:
+    """The configuration of the run in `workdir`, as saved when it began. Raises UserError where there is no run."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir}: no run there (config.json not found); name the workdir of a training")
+    return json.loads(path.read_text())
+
+
+def latest_step(workdir) -> int:
+    """The last whole checkpoint of a run. Raises UserError where there is none."""
+    folder = epath.Path(workdir) / FOLDER
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+    if not steps:
+        raise UserError(f"{workdir}: no checkpoint under {FOLDER}/; let the training save one first")
+    return max(steps)
+
+
+def read_params(workdir, step: int | None = None) -> tuple[int, dict]:
+    """The parameters {group: tree} of a run's checkpoint as numpy arrays, with its step (the latest by default)."""
+    step = latest_step(workdir) if step is None else step
+    folder = epath.Path(workdir).absolute() / FOLDER
+    if not (folder / str(step) / "state").exists():
+        raise UserError(f"{workdir}: no checkpoint of step {step}; the latest is {latest_step(workdir)}")
+    options = ocp.CheckpointManagerOptions(create=False)
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.CheckpointManager(folder, options=options, item_handlers={"state": handler}) as manager:
+        saved = manager.item_metadata(step)["state"].tree["params"]
+        args = ocp.args.PyTreeRestore(
+            item={"params": jax.tree.map(lambda _: 0, saved)},
+            restore_args={"params": jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)},
+            partial_restore=True,
+        )
+        return step, manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]

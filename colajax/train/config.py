@@ -1,0 +1,98 @@
+"""Configurations: a Python file with get_config(variant), overrides from the command line, and the copy that a run keeps.
+
+`configs/cola_vae.py:quickstart` is that file with get_config("quickstart").
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import ml_collections
+from etils import epath
+
+from colajax.errors import UserError
+
+# Keys that say where and how often, not what is computed; they may differ when a run goes on.
+OPERATIONAL = ("records", "log_every", "eval_every", "checkpoint_every", "keep_every", "remat", "accumulation_steps")
+
+
+def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
+    """The locked configuration of `spec` (FILE or FILE:VARIANT) after overrides such as "optimizer.peak=3e-4".
+
+    Raises UserError on a file or variant that does not exist, an unknown key (with the nearest name) and a value of
+    another type than the default's.
+    """
+    file, _, variant = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"{file}: no such configuration file; configs/ lists the ones that ship")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.parent))  # a configuration may build on the one beside it
+    try:
+        module_spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    if variant not in module.VARIANTS:
+        known = ", ".join(f"{file}:{name}" for name in module.VARIANTS if name)
+        raise UserError(f"{spec}: no variant {variant!r}; expected {file} or one of {known}")
+    config = module.get_config(variant)
+    for override in overrides:
+        _override(config, override)
+    return config.lock()
+
+
+def _override(config: ml_collections.ConfigDict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"--config.{override}: expected --config.KEY=VALUE")
+    *parents, last = key.split(".")
+    node = config
+    for i, part in enumerate([*parents, last]):
+        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+            known = list(flatten(config.to_dict()))
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(config))}"
+            raise UserError(f"--config.{key}: unknown key; {hint}")
+        if i < len(parents):
+            node = node[part]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    try:
+        node[last] = value
+    except TypeError:
+        expected = type(node[last]).__name__
+        raise UserError(f"--config.{key}={text}: expected a value of type {expected}, as in {node[last]!r}") from None
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a.b": value} of a nested dict."""
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict) -> None:
+    """Writes workdir/config.json, or checks the one that is there: the configuration and `facts` (digests of what the
+    run reads). Raises UserError naming the keys that differ: a run goes on with what it began with."""
+    wanted = json.loads(json.dumps({**config.to_dict(), "facts": facts}))
+    path = workdir / "config.json"
+    if path.exists():
+        found, now = flatten(json.loads(path.read_text())), flatten(wanted)
+        missing = object()
+        differ = [k for k in sorted({*found, *now}) if found.get(k, missing) != now.get(k, missing) and k not in OPERATIONAL]
+        if differ:
+            shown = "; ".join(f"{k} was {found.get(k)!r}, is {now.get(k)!r}" for k in differ[:5])
+            raise UserError(f"{workdir}: holds a run of another configuration ({shown}); use another --workdir")
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = workdir / "config.json.tmp"
+    partial.write_text(json.dumps(wanted, indent=2) + "\n")
+    partial.replace(path)

@@ -1,0 +1,196 @@
+"""The training loop, for every stage."""
+
+import hashlib
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from colajax.data.loader import Loader
+from colajax.errors import UserError
+from colajax.keys import Purpose
+from colajax.train.checkpoint import Checkpoints, read_params, run_config
+from colajax.train.config import flatten, keep_config
+from colajax.train.metrics import MetricsWriter, Speed, progress_line
+from colajax.train.optimizer import make_optimizer
+from colajax.train.state import TrainState
+from colajax.train.step import make_evaluation, make_train_step
+
+
+def train(config, make_stage, workdir) -> int:
+    """Trains until config.total_steps, from whatever `workdir` holds. make_stage(config, pad_id) -> Stage.
+
+    Returns 0 when the run is complete, or 128 + the number of the signal (SIGINT, SIGTERM) that stopped it, after
+    saving. Raises UserError on a configuration that does not fit itself, the records, or the run in workdir.
+    """
+    # ---- data -------------------------------------------------------------------------------------------------------
+    loader = Loader(_records_folder(config), "train", config.batch_size, config.sequence_length, config.data_seed)
+    held_out = Loader(config.records, "validation", config.batch_size, config.sequence_length, config.data_seed)
+    metadata = loader.records.metadata
+    tokenizer = metadata["tokenizer"]
+    if tokenizer["vocab_size"] > config.vae.vocab_size:
+        raise UserError(
+            f"config.vae.vocab_size is {config.vae.vocab_size}: the tokenizer of {config.records} has "
+            f"{tokenizer['vocab_size']} tokens; set it to at least that"
+        )
+
+    # ---- the run: configuration, stage, optimizer -------------------------------------------------------------------
+    stage = make_stage(config, tokenizer["pad_id"])
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, shapes, config.total_steps)
+    init_from = _stage_one(config, tokenizer)
+    workdir = epath.Path(workdir)
+    keep_config(workdir, config, {"tokenizer": tokenizer["digest"], "records": _digest(metadata)})
+    _keep_tokenizer(workdir, epath.Path(config.records) / tokenizer["file"])
+
+    # ---- parameters, in order of priority: this run's checkpoint; a stage 1 run; fresh -------------------------------
+    checkpoints = Checkpoints(workdir, keep_every=config.keep_every)
+    start = checkpoints.latest_step()
+    if start is None:
+        state = _fresh_state(stage, optimizer, config, init_from)
+    else:
+        like = jax.eval_shape(lambda: _fresh_state(stage, optimizer, config, init_from, draw_only=True))
+        state = checkpoints.restore(start, like)
+        print(f"{workdir}: going on from step {start}", flush=True)
+    start = start or 0
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+    train_step = make_train_step(stage, optimizer, seed=config.seed, parts=config.accumulation_steps)
+    evaluate = make_evaluation(stage, seed=config.seed)
+    eval_batches = _eval_batches(held_out, config)
+    writer, speed = MetricsWriter(workdir, start), Speed(start, config.total_steps)
+    tokens_per_step = config.batch_size * config.sequence_length
+    eflops_per_step = 6 * stage.compute_params() * tokens_per_step / 1e18
+
+    def report(step, means):
+        scalars = stage.summarise(jax.device_get(means)) | {"eflops": eflops_per_step * step}
+        writer.write(step, "train", scalars)
+        rates = speed.measure(step, tokens_per_step)
+        writer.board_only(step, rates)
+        print(progress_line(step, config.total_steps, scalars, rates), flush=True)
+
+    def report_evaluation(step):
+        began = time.perf_counter()
+        scalars = stage.summarise(evaluate(state, eval_batches))
+        writer.write(step, "eval", scalars)
+        print(f"eval at {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()), flush=True)
+        for warning in stage.warnings(scalars):
+            print(f"WARNING at step {step}: {warning}", file=sys.stderr, flush=True)
+        speed.pause(time.perf_counter() - began)
+
+    def save():
+        writer.flush()
+        checkpoints.save(state)
+
+    pending = None  # (step, means) of a step whose numbers are fetched once the next one is under way
+    with StopSignals() as stop:
+        batches = loader.iterate(start)
+        for step in range(start, config.total_steps):
+            trainable = stage.trainable(step)
+            state, means = train_step(state, jnp.asarray(next(batches)), trainable)
+            speed.add(stage.flops(config.batch_size, trainable))
+            if pending:
+                report(*pending)
+                pending = None
+            done = step + 1
+            if done % config.log_every == 0:
+                pending = (done, means)
+            last = done == config.total_steps
+            if pending and (last or stop.number or done % config.eval_every == 0 or done % config.checkpoint_every == 0):
+                report(*pending)
+                pending = None
+            if last or done % config.eval_every == 0:
+                report_evaluation(done)
+            if last or stop.number or done % config.checkpoint_every == 0:
+                save()
+            if stop.number and not last:
+                print(f"{workdir}: stopped at step {done}, saved; the same command goes on from there", flush=True)
+                break
+        writer.close()
+        checkpoints.close()
+    complete = int(state.step) == config.total_steps
+    return 0 if complete else 128 + stop.number
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM instead of dying of them; a second one does what it always did."""
+
+    def __enter__(self):
+        self.number = 0
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        self.number = number
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *exc):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _records_folder(config) -> str:
+    if not config.records:
+        raise UserError("config.records: expected a folder made by tools/prepare_data.py; pass --config.records=DIR")
+    return config.records
+
+
+def _digest(metadata: dict) -> str:
+    parts = [metadata["tokenizer"]["digest"], metadata["sequence_length"], metadata["settings"], metadata["source"]]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _keep_tokenizer(workdir: epath.Path, tokenizer: epath.Path) -> None:
+    target = workdir / tokenizer.name
+    if not target.exists():
+        partial = workdir / f"{tokenizer.name}.tmp"
+        tokenizer.copy(partial, overwrite=True)
+        partial.replace(target)
+
+
+def _stage_one(config, tokenizer: dict) -> str:
+    """The stage 1 run to start from, checked, or "" where the configuration starts from nothing."""
+    if config.stage == "vae":
+        return ""
+    if not config.init_from:
+        if config.objective.lambda_ref or not config.objective.train_vae:
+            raise UserError(
+                "config.init_from: expected the workdir of a stage 1 run (or lambda_ref 0 and train_vae True, to train "
+                "all from scratch); pass --config.init_from=DIR"
+            )
+        return ""
+    found = run_config(config.init_from)
+    if found["stage"] != "vae":
+        raise UserError(f"config.init_from: {config.init_from} is a run of stage {found['stage']!r}; expected 'vae'")
+    theirs, ours = flatten(found["vae"]), flatten(config.vae.to_dict())
+    differ = [f"{k} is {ours.get(k)!r}, there {theirs.get(k)!r}" for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+    if differ:
+        raise UserError(f"config.vae: differs from the stage 1 run {config.init_from} ({'; '.join(differ)})")
+    if found["facts"]["tokenizer"] != tokenizer["digest"]:
+        raise UserError(f"{config.init_from}: trained with another tokenizer than the one of {config.records}")
+    return config.init_from
+
+
+def _fresh_state(stage, optimizer, config, init_from: str, draw_only: bool = False) -> TrainState:
+    """The state before the first update. draw_only: the same shapes without reading the stage 1 checkpoint."""
+    params = jax.jit(stage.init)(jax.random.fold_in(jax.random.key(config.seed), int(Purpose.INIT)))
+    if init_from and not draw_only:
+        step, loaded = read_params(init_from)
+        params["vae"] = jax.tree.map(jnp.asarray, loaded["vae"])
+        print(f"VAE from {init_from}, step {step}", flush=True)
+    frozen = {}
+    if init_from and config.objective.lambda_ref:
+        # A copy: the step donates the parameters' memory.
+        frozen["reference"] = jax.tree.map(jnp.copy, params["vae"]["encoder"])
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen)
+
+
+def _eval_batches(held_out: Loader, config) -> list[np.ndarray]:
+    """Held-out rows in whole batches; the first rows again where the last batch is short."""
+    rows = held_out.sequential(config.eval_rows)
+    batches = -(-len(rows) // config.batch_size)
+    return list(np.resize(rows, (batches, config.batch_size, config.sequence_length)))

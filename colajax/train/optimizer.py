@@ -1,0 +1,90 @@
+"""AdamW over named parameter groups, with per-path settings as (regular expression, value) rows."""
+
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from colajax.errors import UserError
+
+
+def by_path(rows, tree, what: str):
+    """A tree of the values of the first row whose pattern matches the whole path ("vae/encoder/head/kernel").
+
+    Raises UserError on a parameter that no row matches, and on a row that matches no parameter.
+    """
+    unused = {pattern for pattern, _ in rows}
+
+    def value_of(path, _):
+        name = "/".join(str(part.key) for part in path)
+        matching = [(pattern, value) for pattern, value in rows if re.fullmatch(pattern, name)]
+        unused.difference_update(pattern for pattern, _ in matching)
+        if not matching:
+            raise UserError(f"{what}: no row matches parameter {name}; end the list with a row for '.*'")
+        return matching[0][1]
+
+    values = jax.tree_util.tree_map_with_path(value_of, tree)
+    if unused:
+        raise UserError(f"{what}: the pattern {sorted(unused)[0]!r} matches no parameter of this run")
+    return values
+
+
+def learning_rate_schedule(config, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from init_value to peak, then a cosine to end_value at total_steps."""
+    if not 0 < config.warmup_steps < total_steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps is {config.warmup_steps}: expected 1 to total_steps - 1 ({total_steps - 1})"
+        )
+    return optax.warmup_cosine_decay_schedule(
+        config.init_value, config.peak, config.warmup_steps, total_steps, config.end_value
+    )
+
+
+class Optimizer(NamedTuple):
+    """`init(params)` and `update(grads, opt_state, params, step)` over {group: tree}; update takes the groups that are
+    trained, leaves the others untouched, and returns (params, opt_state, reports)."""
+
+    transforms: dict
+    learning_rate: optax.Schedule
+    lr_ratio: dict
+
+    def init(self, params: dict) -> dict:
+        return {group: self.transforms[group].init(tree) for group, tree in params.items()}
+
+    def update(self, grads: dict, opt_state: dict, params: dict, step) -> tuple[dict, dict, dict]:
+        rate = self.learning_rate(step)
+        params, opt_state, reports = dict(params), dict(opt_state), {"learning_rate": rate}
+        for group, grad in grads.items():
+            updates, opt_state[group] = self.transforms[group].update(grad, opt_state[group], params[group])
+            params[group] = jax.tree.map(
+                lambda p, u, ratio: p - rate * ratio * u, params[group], updates, self.lr_ratio[group]
+            )
+            reports[f"gradient_norm_{group}"] = optax.global_norm(grad)
+        return params, opt_state, reports
+
+
+def make_optimizer(config, shapes: dict, total_steps: int) -> Optimizer:
+    """From config.optimizer and the shapes of {group: tree}. Each group is clipped by its own norm: the VAE's gradients
+    (reconstruction, reference KL) are many times the prior's, and would shrink its updates."""
+    decay = by_path(config.weight_decay, shapes, "config.optimizer.weight_decay")
+    transforms = {
+        group: optax.chain(
+            optax.clip_by_global_norm(config.clip),
+            optax.scale_by_adam(config.b1, config.b2, config.eps),
+            _decayed_weights(decay[group]),
+        )
+        for group in shapes
+    }
+    lr_ratio = by_path(config.lr_ratio, shapes, "config.optimizer.lr_ratio")
+    return Optimizer(transforms, learning_rate_schedule(config, total_steps), lr_ratio)
+
+
+def _decayed_weights(decay) -> optax.GradientTransformation:
+    """Adds decay * parameter to the update, with a decay of its own for every parameter."""
+
+    def update(updates, state, params):
+        return jax.tree.map(lambda u, p, d: u + jnp.float32(d) * p, updates, params, decay), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

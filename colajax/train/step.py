@@ -1,0 +1,86 @@
+"""One update: draw, accumulate gradients over parts of the batch, clip, AdamW."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from colajax.train.optimizer import Optimizer
+from colajax.train.state import TrainState
+
+
+def loss_and_means(stage, params: dict, frozen: dict, examples: dict, counts: dict, trainable, diagnostics=False):
+    """The share of these examples in the batch's loss, and every term over its count; both add up over parts."""
+    terms = stage.terms(params, frozen, examples, trainable, diagnostics)
+    means = {name: stage.mean(name, total, counts) for name, total in terms.items()}
+    loss = sum(weight * means[name] for name, weight in stage.weights.items() if name in means and weight)
+    return loss, means | {"loss": loss}
+
+
+def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[str, ...], parts: int):
+    """Gradients of the batch's loss by the trainable groups, {group: tree}, and the means of the terms.
+
+    The batch is gone through in `parts` equal parts. Denominators are the whole batch's, so `parts` changes nothing
+    but memory."""
+    counts = stage.counts(examples)
+
+    def part_gradients(examples_of_part):
+        def loss_of(trained):
+            params = {**state.params, **trained}
+            return loss_and_means(stage, params, state.frozen, examples_of_part, counts, trainable)
+
+        grads, means = jax.grad(loss_of, has_aux=True)({group: state.params[group] for group in trainable})
+        return grads, means
+
+    if parts == 1:
+        return part_gradients(examples)
+    split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), examples)
+
+    def add_part(total, examples_of_part):
+        return jax.tree.map(jnp.add, total, part_gradients(examples_of_part)), None
+
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part_gradients, jax.tree.map(lambda a: a[0], split))
+    )
+    return jax.lax.scan(add_part, zeros, split)[0]
+
+
+def make_train_step(stage, optimizer: Optimizer, *, seed: int, parts: int):
+    """Returns the jitted train_step(state, tokens (B, T) int32, trainable) -> (state, means). The state is donated.
+
+    `trainable` is static: a step that leaves a group alone is a program of its own, and does not compute its
+    gradients."""
+
+    @functools.partial(jax.jit, static_argnames="trainable", donate_argnames="state")
+    def train_step(state: TrainState, tokens, trainable: tuple[str, ...]):
+        examples = stage.examples(tokens, state.step, seed)
+        grads, means = batch_gradients(stage, state, examples, trainable, parts)
+        params, opt_state, reports = optimizer.update(grads, state.opt_state, state.params, state.step)
+        new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+        return new, means | reports
+
+    return train_step
+
+
+def make_evaluation(stage, *, seed: int):
+    """Returns evaluate(state, rows): the means of the terms over held-out rows (list of (B, T) int32 batches) with noise
+    that is the same at every call, numpy."""
+
+    @jax.jit
+    def sums_and_counts(params, frozen, tokens, index):
+        examples = stage.examples(tokens, index, seed)
+        terms = stage.terms(params, frozen, examples, (), True)
+        return terms, stage.counts(examples)
+
+    def evaluate(state: TrainState, batches: list) -> dict:
+        total = None
+        for index, tokens in enumerate(batches):
+            part = sums_and_counts(state.params, state.frozen, tokens, index)
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+        terms, counts = total
+        means = {name: stage.mean(name, value, counts) for name, value in terms.items()}
+        means["loss"] = sum(w * means[name] for name, w in stage.weights.items() if name in means)
+        return jax.device_get(means)
+
+    return evaluate

@@ -1,0 +1,61 @@
+"""Stage 2: the block-causal DiT prior, jointly with the VAE of a stage 1 run.
+
+python -m colajax.train --config configs/cola_joint.py --workdir DIR --config.records=RECORDS --config.init_from=STAGE1
+  The paper's setup: a prior of ~1.8 B parameters on the ~500 M VAE.
+
+python -m colajax.train --config configs/cola_joint.py:quickstart --workdir DIR --config.records=RECORDS \\
+    --config.init_from=STAGE1
+  Two CPU cores, a few minutes: what launch/quickstart.sh runs.
+
+The paper's variants, as overrides (--config.KEY=VALUE):
+  fixed VAE                    objective.train_vae=False
+  VAE learning rate x0.01      optimizer.lr_ratio="(('vae/.*', 0.01), ('.*', 1.0))"
+  all from scratch             init_from="" objective.lambda_ref=0.0
+  interval, 2k joint of 5k     objective.interval=5000 objective.interval_joint=2000
+  fixed logSNR 1.5             objective.fixed_log_snr=1.5 (stage 1 too)
+  without L_mask               objective.mask_every=0
+  uniform time                 objective.time_distribution=uniform
+  block size 64                vae.block_size=64 dit.block_size=64 (stage 1 too)
+  latent dimension 64          vae.latent_dim=64 dit.txt_in_channels=64 dit.txt_out_channels=64
+                               objective.time_loc=1.7 (stage 1 too)
+"""
+
+import cola_vae
+from ml_collections import ConfigDict
+
+VARIANTS = cola_vae.VARIANTS
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = cola_vae.get_config(variant)
+    config.stage = "joint"
+    config.init_from = ""  # workdir of a stage 1 run; "": all from scratch
+    config.compute_params = 1_800_000_000  # N of the EFLOP axis (the paper's figure); 0: the prior's own count
+
+    config.dit = ConfigDict({
+        "txt_in_channels": 16, "txt_out_channels": 16, "txt_dim": 2048, "emb_dim": 2048, "heads": 16, "head_dim": 128,
+        "expand_ratio": 4, "num_layers": 24, "rope_dim": 96, "block_size": 16,
+    })  # fmt: skip
+
+    config.objective.update({
+        "lambda_vae": 1.0,
+        "lambda_fm": 1.0,
+        "lambda_ref": 1.0,  # of the KL to the stage 1 encoder, summed over channels; without it the latents collapse
+        "time_distribution": "logit_normal",  # or uniform
+        "time_loc": 1.0,
+        "time_scale": 1.0,
+        "prompt_probability": 0.05,  # of a block whose head is given clean
+        "train_vae": True,
+        "interval": 0,  # of each so many steps the first interval_joint train the VAE; 0: all do
+        "interval_joint": 0,
+    })
+
+    if variant == "quickstart":
+        config.compute_params = 0
+        config.total_steps = 1500
+        config.eval_every, config.checkpoint_every = 500, 250
+        config.dit.update({
+            "txt_dim": 128, "emb_dim": 128, "heads": 4, "head_dim": 32, "num_layers": 4, "rope_dim": 32, "block_size": 8,
+        })  # fmt: skip
+        config.optimizer.update({"peak": 2e-3, "end_value": 1e-4, "warmup_steps": 100})
+    return config

@@ -1,0 +1,67 @@
+"""Stage 1: the text VAE.
+
+python -m colajax.train --config configs/cola_vae.py --workdir DIR --config.records=RECORDS
+  The paper's setup: ~500 M parameters, OLMo 2 tokenizer, rows of 512, global batch 1408.
+
+python -m colajax.train --config configs/cola_vae.py:quickstart --workdir DIR --config.records=RECORDS
+  Two CPU cores, well under a minute: what launch/quickstart.sh runs.
+
+What was tried for the values that the paper leaves open is in configs/README.md.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+VARIANTS = ("", "quickstart")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.stage = "vae"
+    config.seed = 66
+    config.data_seed = 6198
+    config.records = ""  # folder made by tools/prepare_data.py
+
+    config.batch_size = 1408  # rows, global
+    config.sequence_length = 512  # tokens
+    config.accumulation_steps = 1  # equal parts that a batch is gone through in
+    config.total_steps = 1_000_000
+    config.compute_dtype = "bfloat16"  # parameters are float32
+    config.remat = "dots"  # none, dots (save matrix products), full
+
+    config.log_every = 50  # steps, like the next three
+    config.eval_every = 1000
+    config.checkpoint_every = 1000
+    config.keep_every = 50_000  # beside the latest two
+    config.eval_rows = 1408
+
+    config.vae = ConfigDict({
+        "vocab_size": 100278, "dim": 1536, "ffn_dim": 6144, "num_heads": 12, "encoder_num_blocks": 4,
+        "decoder_num_blocks": 4, "latent_dim": 16, "patch_size": 1, "block_size": 16,
+    })  # fmt: skip
+
+    config.objective = ConfigDict({
+        "beta": 3e-4,  # of the KL, summed over channels, mean over latents
+        "lambda_mask": 1.0,
+        "mask_every": 4,  # every 4th row has a masked view; 0: without L_mask
+        "mask_rate": 0.15,
+        "fixed_log_snr": config_dict.placeholder(float),  # a number: the fixed-variance VAE of the paper's ablation
+    })  # fmt: skip
+
+    config.optimizer = ConfigDict({
+        "peak": 1.5e-4, "init_value": 1e-6, "end_value": 1e-5, "warmup_steps": 5000,
+        "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": 1.0,  # clip: of each parameter group
+        "weight_decay": ((".*/(kernel|embedding)", 0.01), (".*", 0.0)),  # first match of the whole path
+        "lr_ratio": ((".*", 1.0),),
+    })  # fmt: skip
+
+    if variant == "quickstart":
+        config.batch_size, config.sequence_length = 32, 64
+        config.total_steps = 300
+        config.compute_dtype, config.remat = "float32", "none"
+        config.log_every, config.eval_every, config.checkpoint_every, config.eval_rows = 25, 150, 100, 256
+        config.vae.update({
+            "vocab_size": 1024, "dim": 128, "ffn_dim": 512, "num_heads": 4, "encoder_num_blocks": 1,
+            "decoder_num_blocks": 1, "block_size": 8,
+        })  # fmt: skip
+        config.optimizer.update({"peak": 3e-3, "end_value": 3e-4, "warmup_steps": 30})
+    return config

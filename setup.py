@@ -1,0 +1,31 @@
+"""Packaging. Lower bounds are versions that the tests ran on."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="colajax",
+    version="0.1.0",
+    description="Training, sampling and conversion of Cola DLM, a continuous latent diffusion language model, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["colajax", "colajax.*"]),
+    install_requires=[
+        "absl-py>=2.3",
+        "array_record>=0.8.6",
+        "etils[epath]>=1.13",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "jax>=0.10.2",
+        "ml-collections>=1.1",
+        "ml-dtypes>=0.5",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pyarrow>=20",
+        "safetensors>=0.8",
+        "sentencepiece>=0.2.1",
+        "tensorboardX>=2.6.4",
+        "tokenizers>=0.22",
+    ],
+    extras_require={"test": ["hypothesis>=6.150", "pytest>=9", "ruff>=0.15"]},
+)

@@ -1,0 +1,32 @@
+"""Continues prompts with a trained model.
+
+python tools/generate.py --workdir RUN --prompt "Anna lived near the hill" [--prompt ...] [--max_new_tokens 32]
+
+Prints each prompt with its continuation. The same seed gives the same text, whatever else is in the batch.
+"""
+
+import argparse
+import dataclasses
+
+from colajax.errors import run_main
+from colajax.sampling.cola import SamplingSettings
+from colajax.sampling.load import load_run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--workdir", required=True, help="of a stage 2 run")
+    parser.add_argument("--prompt", required=True, action="append", help="may be given several times")
+    parser.add_argument("--step", type=int, help="of the checkpoint; the latest by default")
+    for field in dataclasses.fields(SamplingSettings):
+        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help=f"default {field.default}")
+    args = parser.parse_args()
+    settings = SamplingSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingSettings)})
+    run = load_run(args.workdir, args.step)
+    answers = run.sampler.generate([run.tokenizer.encode(prompt) for prompt in args.prompt], settings)
+    for prompt, answer in zip(args.prompt, answers, strict=True):
+        print(f"{prompt}|{run.tokenizer.decode(answer)}\n")
+
+
+if __name__ == "__main__":
+    run_main(main)
