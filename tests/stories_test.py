@@ -222,9 +222,8 @@ def test_another_beginning_keeps_nothing():
     assert not keeps_prefix("Anna", "Ben and his cat")
 
 
-def test_a_prefix_of_no_story_is_refused():
-    with pytest.raises(UserError, match=r"token 2: expected .*, found sat"):
-        keeps_prefix("Anna sat", "Anna sat down")
+def test_nothing_keeps_a_prefix_of_no_story():
+    assert not keeps_prefix("Anna sat", "Anna sat down")
 
 
 @settings(deadline=None)

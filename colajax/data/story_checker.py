@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from colajax.data.stories import ROLES, WORLD, Slot, Wording, World, text_of, tokens_of
-from colajax.errors import UserError
 
 # The classes whose words a continuation must keep.
 KEPT = ("name", "place", "animal", "colour", "object")
@@ -103,7 +102,7 @@ def keeps_prefix(prefix: str, story: str, world: World = WORLD) -> bool:
     prefix.
 
     The prefix may end inside a word, which then counts as the rest's. A story that does not begin with the prefix does
-    not keep it. Raises UserError for a prefix that begins no story of the grammar.
+    not keep it, and nothing keeps a prefix that begins no story of the grammar.
     """
     if not story.startswith(prefix):
         return False
@@ -112,8 +111,7 @@ def keeps_prefix(prefix: str, story: str, world: World = WORLD) -> bool:
         beginning.pop()
     count, readings = _read(beginning, world)
     if count < len(beginning):
-        fault = _fault(beginning, count, readings, world)
-        raise UserError(f"prefix {prefix!r} begins no story of the grammar: {fault}; cut it from a story")
+        return False
     rest = set(tokens[len(beginning) :])
     return any(_admits(reading, rest, world) for reading in readings)
 

@@ -156,7 +156,7 @@ def train_sentencepiece(texts: Iterable[str], path: epath.PathLike, vocab_size: 
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             byte_fallback=True,
-            character_coverage=0.9995,
+            character_coverage=0.9999,
             pad_id=0,
             eos_id=1,
             unk_id=2,

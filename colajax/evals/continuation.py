@@ -1,6 +1,7 @@
 """How well a model continues held-out text: the first token after a prefix, against counts of the training tokens, and,
 on the story corpus, whether the grammar accepts what was written."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -84,14 +85,20 @@ def score_stories(prefixes: list[Prefix], continuations: list[list[int]], tokeni
 
 
 def continue_prefixes(
-    sampler: Sampler, prefixes: list[Prefix], settings: SamplingSettings, *, batch_size: int = 100
+    sampler: Sampler, prefixes: list[Prefix], settings: SamplingSettings, *, length: int, batch_size: int = 125
 ) -> list[list[int]]:
-    """Continuations of every prefix; those of like length together, since a batch is padded to its longest."""
+    """Continuations of every prefix up to `length` tokens with the prefix, or to the end token.
+
+    Prefixes of like length go together, since a batch runs until its shortest prefix has grown to `length`."""
     order = sorted(range(len(prefixes)), key=lambda i: len(prefixes[i].tokens))
     answers: list[list[int]] = [[] for _ in prefixes]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = sampler.generate([prefixes[i].tokens for i in chosen], settings, sample_indices=chosen)
+        budget = length - len(prefixes[chosen[0]].tokens)
+        batch = sampler.generate(
+            [prefixes[i].tokens for i in chosen], dataclasses.replace(settings, max_new_tokens=budget),
+            sample_indices=chosen,
+        )  # fmt: skip
         for i, answer in zip(chosen, batch, strict=True):
-            answers[i] = answer
+            answers[i] = answer[: length - len(prefixes[i].tokens)]
     return answers

@@ -237,7 +237,7 @@ class Sampler:
         is_noisy = jnp.broadcast_to(~is_clean[:, None], (samples, copies, size))
         starts = jnp.stack([state.finished, jnp.zeros_like(state.finished)][:copies], axis=1)
         positions = starts[..., None] + jnp.arange(size)
-        # Nothing finished: both copies see the same, and the released inference does not guide.
+        # Nothing finished: both copies see the same, and guidance could only magnify rounding.
         scale = jnp.where(state.finished == 0, 1.0, guidance)[:, None, None]
 
         def euler(step, z):

@@ -1,0 +1,97 @@
+"""Evaluates a stage 2 run by what it writes after held-out prefixes, beside the run's own last evaluation.
+
+python tools/evaluate.py --workdir RUN --records DIR [--prefixes 500] [--guidance 1.0]
+
+Prints a table and three continuations, and writes both to RUN/evaluation.json. On the project's story corpus the
+continuations are also checked by the grammar that wrote it.
+"""
+
+import argparse
+import json
+
+from etils import epath
+
+from colajax.data.records import Records
+from colajax.data.story_checker import check_story
+from colajax.errors import UserError, run_main
+from colajax.evals import continuation as cont
+from colajax.sampling.cola import SamplingSettings
+from colajax.sampling.load import load_run
+
+# Rows of the table: what the run's last evaluation calls it, and what a reader should.
+FROM_TRAINING = (
+    ("accuracy", "held-out reconstruction from sampled latents"),
+    ("log_snr", "logSNR of the latents"),
+    ("mean_variance", "variance of the mean across tokens (collapsed: 0)"),
+    ("skill", "skill of the prior"),
+    ("gaussian_skill", "  of a Gaussian without context"),
+    ("context_gain", "context gain"),
+    ("kl_reference", "KL to the stage 1 encoder, nats a latent"),
+    ("eflops", "EFLOPs of stage 2"),
+)
+
+
+def last_report(workdir: str) -> dict:
+    """The figures of the last evaluation in the run's metrics, with the compute spent by then."""
+    lines = (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    report: dict = {}
+    for line in map(json.loads, lines):
+        if line["kind"] == "eval":
+            report |= line
+        report["eflops"] = line.get("eflops", report.get("eflops"))
+    if "skill" not in report:
+        raise UserError(f"{workdir}: metrics.jsonl has no evaluation yet; let the training reach one")
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--workdir", required=True, help="of a stage 2 run")
+    parser.add_argument("--records", required=True, help="folder whose validation rows give the prefixes")
+    parser.add_argument("--prefixes", type=int, default=500)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    args = parser.parse_args()
+
+    run = load_run(args.workdir)
+    held_out, training = Records.open(args.records, "validation"), Records.open(args.records, "train")
+    report = last_report(args.workdir)
+    rows = [(label, report[name]) for name, label in FROM_TRAINING if report.get(name) is not None]
+
+    block = run.sampler.block_tokens
+    prefixes = cont.held_out_prefixes(held_out, args.prefixes, shortest=2 * block, rest=block)
+    if not prefixes:
+        raise UserError(f"{args.records}: no held-out document of {3 * block} tokens or more to take a prefix from")
+    length = run.config["sequence_length"]
+    settings = SamplingSettings(temperature=0.0, guidance=args.guidance)
+    answers = cont.continue_prefixes(run.sampler, prefixes, settings, length=length)
+    counts = cont.count_tokens(training, run.sampler.vae_config.vocab_size)
+    predictions = {
+        f"first token after {len(prefixes)} held-out prefixes": [answer[0] if answer else -1 for answer in answers],
+        "  by a bigram of the training tokens": [int(counts.bigram[prefix.tokens[-1]]) for prefix in prefixes],
+        "  by the most frequent training token": [counts.unigram] * len(prefixes),
+    }
+    rows += [(label, cont.first_token_accuracy(prefixes, tokens)) for label, tokens in predictions.items()]
+    if check_story(run.tokenizer.decode(prefixes[0].tokens + prefixes[0].rest)).accepted:
+        score = cont.score_stories(prefixes, answers, run.tokenizer)
+        rows += [
+            ("generated stories that the grammar accepts", score.accepted),
+            ("  that keep the prefix's names and things", score.keeps_prefix),
+            ("  both", score.both),
+        ]
+    decode = run.tokenizer.decode
+    samples = [(decode(p.tokens), decode(a)) for p, a in list(zip(prefixes, answers, strict=True))[:3]]
+
+    width = max(len(label) for label, _ in rows)
+    print(f"{args.workdir}, step {run.step}, guidance {args.guidance:g}, greedy")
+    print("\n".join(f"{label:<{width}}  {value:.4g}" for label, value in rows))
+    for prompt, text in samples:
+        print(f"\n{prompt} |{text}")
+    result = {"step": run.step, "guidance": args.guidance, "figures": {k.strip(): v for k, v in rows}, "samples": samples}
+    target = epath.Path(args.workdir) / "evaluation.json"
+    partial = target.parent / "evaluation.json.tmp"
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(target)
+
+
+if __name__ == "__main__":
+    run_main(main)
