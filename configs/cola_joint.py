@@ -37,25 +37,25 @@ def get_config(variant: str = "") -> ConfigDict:
         "expand_ratio": 4, "num_layers": 24, "rope_dim": 96, "block_size": 16,
     })  # fmt: skip
 
-    config.objective.update({
-        "lambda_vae": 1.0,
-        "lambda_fm": 1.0,
-        "lambda_ref": 1.0,  # of the KL to the stage 1 encoder, summed over channels; without it the latents collapse
-        "time_distribution": "logit_normal",  # or uniform
-        "time_loc": 1.0,
-        "time_scale": 1.0,
-        "prompt_probability": 0.05,  # of a block whose head is given clean
-        "train_vae": True,
-        "interval": 0,  # of each so many steps the first interval_joint train the VAE; 0: all do
-        "interval_joint": 0,
-    })
+    o = config.objective
+    o.lambda_vae = 1.0
+    o.lambda_fm = 1.0
+    o.lambda_ref = 1.0  # of the KL to the stage 1 encoder, summed over channels; without it the latents collapse
+    o.time_distribution = "logit_normal"  # or uniform
+    o.time_loc = 1.0
+    o.time_scale = 1.0
+    o.prompt_probability = 0.05  # of a block whose head is given clean
+    o.train_vae = True
+    o.interval = 0  # of each so many steps the first interval_joint train the VAE; 0: all do
+    o.interval_joint = 0
 
     if variant == "quickstart":
         config.compute_params = 0
-        config.total_steps = 1500
-        config.eval_every, config.checkpoint_every = 500, 250
+        config.total_steps = 1400
+        config.eval_every, config.checkpoint_every = 700, 200
         config.dit.update({
-            "txt_dim": 128, "emb_dim": 128, "heads": 4, "head_dim": 32, "num_layers": 4, "rope_dim": 32, "block_size": 8,
+            "txt_dim": 128, "emb_dim": 128, "heads": 4, "head_dim": 32, "num_layers": 4, "rope_dim": 32,
+            "block_size": 8,
         })  # fmt: skip
-        config.optimizer.update({"peak": 2e-3, "end_value": 1e-4, "warmup_steps": 100})
+        config.optimizer.update({"peak": 3e-3, "end_value": 1e-4, "warmup_steps": 100})
     return config

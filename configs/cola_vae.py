@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     })  # fmt: skip
 
     config.objective = ConfigDict({
-        "beta": 3e-4,  # of the KL, summed over channels, mean over latents
+        "beta": 2e-3,  # of the KL, summed over channels, mean over latents
         "lambda_mask": 1.0,
         "mask_every": 4,  # every 4th row has a masked view; 0: without L_mask
         "mask_rate": 0.15,
@@ -60,7 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.compute_dtype, config.remat = "float32", "none"
         config.log_every, config.eval_every, config.checkpoint_every, config.eval_rows = 25, 150, 100, 256
         config.vae.update({
-            "vocab_size": 1024, "dim": 128, "ffn_dim": 512, "num_heads": 4, "encoder_num_blocks": 1,
+            "vocab_size": 1024, "dim": 64, "ffn_dim": 256, "num_heads": 4, "encoder_num_blocks": 1,
             "decoder_num_blocks": 1, "block_size": 8,
         })  # fmt: skip
         config.optimizer.update({"peak": 3e-3, "end_value": 3e-4, "warmup_steps": 30})

@@ -86,7 +86,12 @@ def main() -> None:
     print("\n".join(f"{label:<{width}}  {value:.4g}" for label, value in rows))
     for prompt, text in samples:
         print(f"\n{prompt} |{text}")
-    result = {"step": run.step, "guidance": args.guidance, "figures": {k.strip(): v for k, v in rows}, "samples": samples}
+    result = {
+        "step": run.step,
+        "guidance": args.guidance,
+        "figures": {k.strip(): v for k, v in rows},
+        "samples": samples,
+    }
     target = epath.Path(args.workdir) / "evaluation.json"
     partial = target.parent / "evaluation.json.tmp"
     partial.write_text(json.dumps(result, indent=1) + "\n")

@@ -98,7 +98,16 @@ class DiTConfig:
     def __post_init__(self):
         _check_fields(self)
         _require(self, "patch_size", self.patch_size == 1, "1, the only patch size of the prior")
-        for key in ("txt_in_channels", "txt_dim", "emb_dim", "heads", "head_dim", "expand_ratio", "num_layers", "block_size"):
+        for key in (
+            "txt_in_channels",
+            "txt_dim",
+            "emb_dim",
+            "heads",
+            "head_dim",
+            "expand_ratio",
+            "num_layers",
+            "block_size",
+        ):
             _require(self, key, getattr(self, key) >= 1, "at least 1")
         even = self.rope_dim % 2 == 0 and 0 <= self.rope_dim <= self.head_dim
         _require(self, "rope_dim", even, f"an even number from 0 to head_dim ({self.head_dim})")

@@ -22,6 +22,10 @@ INIT = {
     "velocity": nnx.initializers.zeros_init(),
 }
 
+# A scan pays for slicing its parameters and for stacking what the backward pass keeps (a quarter of a CPU step); stacks
+# up to this height are compiled layer by layer, the others once for all layers.
+UNROLLED_LAYERS = 4
+
 # What the backward pass recomputes, by config name.
 REMAT_POLICIES = {
     "none": None,
@@ -98,7 +102,7 @@ def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.R
 
 
 def scan_layers(stacked: nnx.Module, apply: Callable, x, xs=None, *, remat: str = "none"):
-    """Runs x through the stacked layers, one compiled body for all.
+    """Runs x through the stacked layers.
 
     apply(layer, x, xs of that layer) -> (x, ys of that layer). `remat` names a row of REMAT_POLICIES.
     Returns the last x and the ys stacked along a leading layer axis.
@@ -112,7 +116,8 @@ def scan_layers(stacked: nnx.Module, apply: Callable, x, xs=None, *, remat: str 
     if remat != "none":
         # A scan body is compiled apart from its forward pass: common subexpressions are not shared between the two.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, (params, xs))
+    count = jax.tree.leaves(params)[0].shape[0]
+    return jax.lax.scan(body, x, (params, xs), unroll=count <= UNROLLED_LAYERS)
 
 
 class Functional:

@@ -39,6 +39,6 @@ def kl_between(mean, logvar, reference_mean, reference_logvar):
 
 
 def fixed_logvar(mean, log_snr: float):
-    """The logvar (B, L, D) that gives every latent the signal-to-noise ratio log_snr: the paper's fixed-variance VAE."""
+    """The logvar (B, L, D) that gives every latent this log signal-to-noise ratio: the paper's fixed-variance VAE."""
     signal = jax.lax.stop_gradient(jnp.log((mean**2).mean(-1, keepdims=True) + 1e-12))
     return jnp.broadcast_to(signal - log_snr, mean.shape)

@@ -75,5 +75,3 @@ def check_lengths(vae: VAEConfig, sequence_length: int) -> None:
             f"sequence_length is {sequence_length}: expected a multiple of patch_size * block_size = {unit}; "
             f"the nearest are {sequence_length // unit * unit} and {(sequence_length // unit + 1) * unit}"
         )
-
-

@@ -46,9 +46,13 @@ class JointStage(Stage):
     def _weights(self) -> dict[str, float]:
         o = self.objective
         if o.time_distribution not in ("logit_normal", "uniform"):
-            raise UserError(f"config.objective.time_distribution is {o.time_distribution!r}: expected logit_normal, uniform")
+            raise UserError(
+                f"config.objective.time_distribution is {o.time_distribution!r}: expected logit_normal or uniform"
+            )
         if not 0 <= o.interval_joint <= o.interval:
-            raise UserError(f"config.objective.interval_joint is {o.interval_joint}: expected 0 to interval ({o.interval})")
+            raise UserError(
+                f"config.objective.interval_joint is {o.interval_joint}: expected 0 to interval ({o.interval})"
+            )
         if not self.vae.config.use_variation and (o.beta or o.lambda_ref):
             raise UserError("config.objective: expected beta 0 and lambda_ref 0 for a VAE without use_variation")
         return {
@@ -76,7 +80,11 @@ class JointStage(Stage):
 
         time = draw(Purpose.TIME)
         times = fm.sample_times(
-            keys.normals(time, ()), keys.uniforms(time, ()), distribution=o.time_distribution, loc=o.time_loc, scale=o.time_scale
+            keys.normals(time, ()),
+            keys.uniforms(time, ()),
+            distribution=o.time_distribution,
+            loc=o.time_loc,
+            scale=o.time_scale,
         )
         cuts = keys.uniforms(draw(Purpose.PROMPT), (2, shape[0] // block_size))
         given = fm.given_positions(cuts[:, 0], cuts[:, 1], block_size, o.prompt_probability)
@@ -144,7 +152,9 @@ class JointStage(Stage):
             report["context_gain"] = (report.pop("flow_swapped") - report["flow"]) / floor
             variances = np.linalg.eigvalsh(z_outer - np.outer(z, z)).clip(1e-12)
             times = self._time_quantiles()
-            report["gaussian_skill"] = 1 - float(fm.gaussian_floor(times, variances).mean() / fm.unit_floor(times).mean())
+            report["gaussian_skill"] = 1 - float(
+                fm.gaussian_floor(times, variances).mean() / fm.unit_floor(times).mean()
+            )
         return report
 
     def warnings(self, report: dict[str, float]) -> list[str]:
@@ -152,8 +162,9 @@ class JointStage(Stage):
         generated: skill and reconstruction look perfect, these two figures do not."""
         collapsed = report["mean_variance"] < 0.5 or report["gaussian_skill"] > 0.5
         return [] if not collapsed else [
-            f"the latents are collapsing: variance of the mean across tokens {report['mean_variance']:.3f} (healthy: above "
-            f"0.9), skill of a Gaussian without context {report['gaussian_skill']:.3f} (healthy: below 0.1); raise lambda_ref"
+            f"the latents are collapsing: variance of the mean across tokens {report['mean_variance']:.3f} (healthy: "
+            f"above 0.9), skill of a Gaussian without context {report['gaussian_skill']:.3f} (healthy: below 0.1); "
+            f"raise lambda_ref"
         ]  # fmt: skip
 
     def _time_quantiles(self, count: int = 2000) -> np.ndarray:

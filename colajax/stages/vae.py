@@ -44,9 +44,7 @@ class VAEPass:
         text = tokens != self.pad_id
         examples = {"tokens": tokens, "posterior_noise": keys.normals(draw(Purpose.POSTERIOR), shape)}
         if self.objective.mask_every:
-            examples["masked"] = text & (
-                keys.uniforms(draw(Purpose.MASK), tokens.shape[1:]) < self.objective.mask_rate
-            )
+            examples["masked"] = text & (keys.uniforms(draw(Purpose.MASK), tokens.shape[1:]) < self.objective.mask_rate)
             examples["masked_posterior_noise"] = keys.normals(draw(Purpose.MASKED_POSTERIOR), shape)
         return examples
 

@@ -19,7 +19,9 @@ STAGES = {"vae": VAEStage, "joint": JointStage}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m colajax.train", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m colajax.train", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
     args, rest = parser.parse_known_args()

@@ -32,9 +32,6 @@ class Checkpoints:
             ),
         )
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def save(self, state: TrainState) -> None:
         """Starts saving in the background; the state's arrays are copied before this returns. A step that is there
         already is left as it is."""
@@ -62,21 +59,22 @@ def run_config(workdir) -> dict:
     return json.loads(path.read_text())
 
 
-def latest_step(workdir) -> int:
-    """The last whole checkpoint of a run. Raises UserError where there is none."""
+def latest_step(workdir) -> int | None:
+    """The last whole checkpoint of a run, or None where there is none yet."""
     folder = epath.Path(workdir) / FOLDER
     steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
-    if not steps:
-        raise UserError(f"{workdir}: no checkpoint under {FOLDER}/; let the training save one first")
-    return max(steps)
+    return max(steps, default=None)
 
 
 def read_params(workdir, step: int | None = None) -> tuple[int, dict]:
     """The parameters {group: tree} of a run's checkpoint as numpy arrays, with its step (the latest by default)."""
-    step = latest_step(workdir) if step is None else step
+    latest = latest_step(workdir)
+    if latest is None:
+        raise UserError(f"{workdir}: no checkpoint under {FOLDER}/; let the training save one first")
+    step = latest if step is None else step
     folder = epath.Path(workdir).absolute() / FOLDER
     if not (folder / str(step) / "state").exists():
-        raise UserError(f"{workdir}: no checkpoint of step {step}; the latest is {latest_step(workdir)}")
+        raise UserError(f"{workdir}: no checkpoint of step {step}; the latest is {latest}")
     options = ocp.CheckpointManagerOptions(create=False)
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.CheckpointManager(folder, options=options, item_handlers={"state": handler}) as manager:

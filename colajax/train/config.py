@@ -1,4 +1,4 @@
-"""Configurations: a Python file with get_config(variant), overrides from the command line, and the copy that a run keeps.
+"""Configurations: a Python file with get_config(variant), command-line overrides, and the copy that a run keeps.
 
 `configs/cola_vae.py:quickstart` is that file with get_config("quickstart").
 """
@@ -59,15 +59,16 @@ def _override(config: ml_collections.ConfigDict, override: str) -> None:
             raise UserError(f"--config.{key}: unknown key; {hint}")
         if i < len(parents):
             node = node[part]
+    if isinstance(node[last], ml_collections.ConfigDict):
+        raise UserError(f"--config.{key}: a group of keys; set one of them, such as {key}.{next(iter(node[last]))}")
+    kind = node.get_type(last)
     try:
-        value = ast.literal_eval(text)
+        value = text if kind is str else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    try:
-        node[last] = value
-    except TypeError:
-        expected = type(node[last]).__name__
-        raise UserError(f"--config.{key}={text}: expected a value of type {expected}, as in {node[last]!r}") from None
+    if not (type(value) is kind or (kind is float and type(value) is int) or value is node[last]):
+        raise UserError(f"--config.{key}={text}: expected a value of type {kind.__name__}, as in {node[last]!r}")
+    node[last] = value
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -87,7 +88,9 @@ def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: d
     if path.exists():
         found, now = flatten(json.loads(path.read_text())), flatten(wanted)
         missing = object()
-        differ = [k for k in sorted({*found, *now}) if found.get(k, missing) != now.get(k, missing) and k not in OPERATIONAL]
+        differ = [
+            k for k in sorted({*found, *now}) if found.get(k, missing) != now.get(k, missing) and k not in OPERATIONAL
+        ]
         if differ:
             shown = "; ".join(f"{k} was {found.get(k)!r}, is {now.get(k)!r}" for k in differ[:5])
             raise UserError(f"{workdir}: holds a run of another configuration ({shown}); use another --workdir")

@@ -13,7 +13,7 @@ from etils import epath
 from colajax.data.loader import Loader
 from colajax.errors import UserError
 from colajax.keys import Purpose
-from colajax.train.checkpoint import Checkpoints, read_params, run_config
+from colajax.train.checkpoint import Checkpoints, latest_step, read_params, run_config
 from colajax.train.config import flatten, keep_config
 from colajax.train.metrics import MetricsWriter, Speed, progress_line
 from colajax.train.optimizer import make_optimizer
@@ -27,6 +27,8 @@ def train(config, make_stage, workdir) -> int:
     Returns 0 when the run is complete, or 128 + the number of the signal (SIGINT, SIGTERM) that stopped it, after
     saving. Raises UserError on a configuration that does not fit itself, the records, or the run in workdir.
     """
+    _check_intervals(config)
+
     # ---- data -------------------------------------------------------------------------------------------------------
     loader = Loader(_records_folder(config), "train", config.batch_size, config.sequence_length, config.data_seed)
     held_out = Loader(config.records, "validation", config.batch_size, config.sequence_length, config.data_seed)
@@ -42,18 +44,19 @@ def train(config, make_stage, workdir) -> int:
     stage = make_stage(config, tokenizer["pad_id"])
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, shapes, config.total_steps)
-    init_from = _stage_one(config, tokenizer)
     workdir = epath.Path(workdir)
+    start = latest_step(workdir)
+    if start is None and config.stage != "vae":
+        _check_stage_one(config, tokenizer)
     keep_config(workdir, config, {"tokenizer": tokenizer["digest"], "records": _digest(metadata)})
     _keep_tokenizer(workdir, epath.Path(config.records) / tokenizer["file"])
 
     # ---- parameters, in order of priority: this run's checkpoint; a stage 1 run; fresh -------------------------------
     checkpoints = Checkpoints(workdir, keep_every=config.keep_every)
-    start = checkpoints.latest_step()
     if start is None:
-        state = _fresh_state(stage, optimizer, config, init_from)
+        state = _fresh_state(stage, optimizer, config)
     else:
-        like = jax.eval_shape(lambda: _fresh_state(stage, optimizer, config, init_from, draw_only=True))
+        like = jax.eval_shape(lambda: _fresh_state(stage, optimizer, config, read_stage_one=False))
         state = checkpoints.restore(start, like)
         print(f"{workdir}: going on from step {start}", flush=True)
     start = start or 0
@@ -92,22 +95,24 @@ def train(config, make_stage, workdir) -> int:
         for step in range(start, config.total_steps):
             trainable = stage.trainable(step)
             state, means = train_step(state, jnp.asarray(next(batches)), trainable)
-            speed.add(stage.flops(config.batch_size, trainable))
             if pending:
                 report(*pending)
                 pending = None
+            speed.add(stage.flops(config.batch_size, trainable))
             done = step + 1
             if done % config.log_every == 0:
                 pending = (done, means)
-            last = done == config.total_steps
-            if pending and (last or stop.number or done % config.eval_every == 0 or done % config.checkpoint_every == 0):
+            last, stopping = done == config.total_steps, stop.number  # read once: a signal may come at any line
+            evaluating = last or done % config.eval_every == 0
+            saving = last or stopping or done % config.checkpoint_every == 0
+            if pending and (evaluating or saving):
                 report(*pending)
                 pending = None
-            if last or done % config.eval_every == 0:
+            if evaluating:
                 report_evaluation(done)
-            if last or stop.number or done % config.checkpoint_every == 0:
+            if saving:
                 save()
-            if stop.number and not last:
+            if stopping and not last:
                 print(f"{workdir}: stopped at step {done}, saved; the same command goes on from there", flush=True)
                 break
         writer.close()
@@ -133,6 +138,12 @@ class StopSignals:
             signal.signal(number, handler)
 
 
+def _check_intervals(config) -> None:
+    for key in ("log_every", "eval_every", "checkpoint_every", "keep_every", "eval_rows"):
+        if config[key] < 1:
+            raise UserError(f"config.{key} is {config[key]}: expected at least 1")
+
+
 def _records_folder(config) -> str:
     if not config.records:
         raise UserError("config.records: expected a folder made by tools/prepare_data.py; pass --config.records=DIR")
@@ -152,33 +163,37 @@ def _keep_tokenizer(workdir: epath.Path, tokenizer: epath.Path) -> None:
         partial.replace(target)
 
 
-def _stage_one(config, tokenizer: dict) -> str:
-    """The stage 1 run to start from, checked, or "" where the configuration starts from nothing."""
-    if config.stage == "vae":
-        return ""
+def _check_stage_one(config, tokenizer: dict) -> None:
+    """Raises UserError unless stage 2 has a stage 1 run that fits it, or asks for none."""
     if not config.init_from:
         if config.objective.lambda_ref or not config.objective.train_vae:
             raise UserError(
                 "config.init_from: expected the workdir of a stage 1 run (or lambda_ref 0 and train_vae True, to train "
                 "all from scratch); pass --config.init_from=DIR"
             )
-        return ""
+        return
     found = run_config(config.init_from)
     if found["stage"] != "vae":
         raise UserError(f"config.init_from: {config.init_from} is a run of stage {found['stage']!r}; expected 'vae'")
     theirs, ours = flatten(found["vae"]), flatten(config.vae.to_dict())
-    differ = [f"{k} is {ours.get(k)!r}, there {theirs.get(k)!r}" for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+    differ = [
+        f"{k} is {ours.get(k)!r}, there {theirs.get(k)!r}"
+        for k in sorted({*ours, *theirs})
+        if ours.get(k) != theirs.get(k)
+    ]
     if differ:
         raise UserError(f"config.vae: differs from the stage 1 run {config.init_from} ({'; '.join(differ)})")
     if found["facts"]["tokenizer"] != tokenizer["digest"]:
         raise UserError(f"{config.init_from}: trained with another tokenizer than the one of {config.records}")
-    return config.init_from
+    if latest_step(config.init_from) is None:
+        raise UserError(f"{config.init_from}: no checkpoint there yet; let stage 1 save one first")
 
 
-def _fresh_state(stage, optimizer, config, init_from: str, draw_only: bool = False) -> TrainState:
-    """The state before the first update. draw_only: the same shapes without reading the stage 1 checkpoint."""
+def _fresh_state(stage, optimizer, config, read_stage_one: bool = True) -> TrainState:
+    """The state before the first update; without reading stage 1, its shapes alone."""
     params = jax.jit(stage.init)(jax.random.fold_in(jax.random.key(config.seed), int(Purpose.INIT)))
-    if init_from and not draw_only:
+    init_from = config.get("init_from", "")
+    if init_from and read_stage_one:
         step, loaded = read_params(init_from)
         params["vae"] = jax.tree.map(jnp.asarray, loaded["vae"])
         print(f"VAE from {init_from}, step {step}", flush=True)

@@ -13,8 +13,14 @@ from colajax.errors import UserError
 def by_path(rows, tree, what: str):
     """A tree of the values of the first row whose pattern matches the whole path ("vae/encoder/head/kernel").
 
-    Raises UserError on a parameter that no row matches, and on a row that matches no parameter.
+    Raises UserError on a parameter that no row matches, a row that matches no parameter, and what is not such a row.
     """
+    for row in rows:
+        try:
+            pattern, _ = row
+            re.compile(pattern)
+        except (TypeError, ValueError, re.error):
+            raise UserError(f"{what}: {row!r}: expected rows of (regular expression, number)") from None
     unused = {pattern for pattern, _ in rows}
 
     def value_of(path, _):
@@ -61,7 +67,7 @@ class Optimizer(NamedTuple):
             params[group] = jax.tree.map(
                 lambda p, u, ratio: p - rate * ratio * u, params[group], updates, self.lr_ratio[group]
             )
-            reports[f"gradient_norm_{group}"] = optax.global_norm(grad)
+            reports[f"gradient_norm_{group}"] = optax.tree.norm(grad)
         return params, opt_state, reports
 
 

@@ -64,8 +64,8 @@ def make_train_step(stage, optimizer: Optimizer, *, seed: int, parts: int):
 
 
 def make_evaluation(stage, *, seed: int):
-    """Returns evaluate(state, rows): the means of the terms over held-out rows (list of (B, T) int32 batches) with noise
-    that is the same at every call, numpy."""
+    """Returns evaluate(state, batches): the means of the terms over held-out rows, a list of (B, T) int32 batches, with
+    noise that is the same at every call; numpy."""
 
     @jax.jit
     def sums_and_counts(params, frozen, tokens, index):
