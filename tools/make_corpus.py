@@ -1,6 +1,6 @@
 """Writes a corpus that needs no download, as .jsonl with one {"text": ...} a line.
 
-    python tools/make_corpus.py --kind stories --out stories.jsonl --count 20000 --seed 0
+    python tools/make_corpus.py --kind stories --out stories.jsonl --count 60000 --seed 0
     python tools/make_corpus.py --kind docstrings --out docstrings.jsonl
 
 "stories" are `--count` distinct stories of a closed world, made from `--seed`; "docstrings" are about 3 MB of prose
@@ -22,12 +22,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=("stories", "docstrings"), required=True)
     parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="local path or gs:// address")
-    parser.add_argument("--count", type=int, help="number of stories (default 20000)")
+    parser.add_argument("--count", type=int, help="number of stories (default 60000)")
     parser.add_argument("--seed", type=int, help="seed of the stories (default 0)")
     args = parser.parse_args()
 
     if args.kind == "stories":
-        count = 20_000 if args.count is None else args.count
+        count = 60_000 if args.count is None else args.count
         if count < 1:
             raise UserError(f"--count {count}: expected at least 1 story; give a positive number")
         write_corpus(args.out, count, args.seed or 0)
