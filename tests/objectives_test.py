@@ -34,11 +34,11 @@ def _expectation(mean, logvar, function):
 
 
 def _summed_over_channels(mean, logvar, function_of_channel):
-    """(B, L): the expectation of function_of_channel(b, l, d)(x), summed over d, in float64."""
+    """(B, L): the expectation of function_of_channel(b, latent, d)(x), summed over d, in float64."""
     mean, logvar = mean.astype(np.float64), logvar.astype(np.float64)
     total = np.zeros((B, L))
-    for b, l, d in np.ndindex(B, L, D):
-        total[b, l] += _expectation(mean[b, l, d], logvar[b, l, d], function_of_channel(b, l, d))
+    for at in np.ndindex(B, L, D):
+        total[at[:2]] += _expectation(mean[at], logvar[at], function_of_channel(*at))
     return total
 
 
@@ -149,13 +149,14 @@ def test_path_runs_from_the_latent_to_the_noise():
     np.testing.assert_allclose(velocity, z1 - z0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("distribution", "loc", "scale"), [("logit_normal", 1.0, 1.0), ("logit_normal", -0.5, 0.3), ("uniform", 1, 1)])
+@pytest.mark.parametrize(
+    ("distribution", "loc", "scale"), [("logit_normal", 1.0, 1.0), ("logit_normal", -0.5, 0.3), ("uniform", 1.0, 1.0)]
+)
 def test_times_have_the_distribution(distribution, loc, scale):
     count = 40_000
     drawn = keys.sample_keys(0, keys.Purpose.TIME, 0, np.arange(count))
-    times = np.asarray(
-        fm.sample_times(keys.normals(drawn, ()), keys.uniforms(drawn, ()), distribution=distribution, loc=loc, scale=scale)
-    )
+    normals, uniforms = keys.normals(drawn, ()), keys.uniforms(drawn, ())
+    times = np.asarray(fm.sample_times(normals, uniforms, distribution=distribution, loc=loc, scale=scale))
     for quantile in (0.05, 0.3, 0.5, 0.7, 0.95):
         if distribution == "uniform":
             point = quantile

@@ -1,7 +1,16 @@
-"""Small trainings for tests: the shipped quickstart configurations, shrunk by command-line overrides."""
+"""Small trainings for tests: the shipped quickstart configurations, shrunk by command-line overrides, and stages and
+batches that show what a loss does with padding, patches and weights."""
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny_models
+
+from colajax.hf import layout
+from colajax.stages.joint import JointStage
+from colajax.stages.vae import VAEStage
 from colajax.train.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -28,3 +37,46 @@ def overrides(stage: str) -> tuple[str, ...]:
 def tiny_config(stage: str, *more: str):
     """The locked configuration of `stage` ("vae" or "joint") after RUN, DIT and `more`."""
     return load_config(spec(stage), [*overrides(stage), *more])
+
+
+PAD, ROWS, VOCABULARY = 0, 8, 40
+STAGES = {"vae": VAEStage, "joint": JointStage}
+SHAPE = (
+    "vae.dim=16", "vae.ffn_dim=24", f"vae.vocab_size={VOCABULARY}", "vae.patch_size=2", "vae.block_size=4",
+    "objective.mask_every=2", "objective.mask_rate=0.4", "objective.beta=0.03", "objective.lambda_mask=0.4",
+)  # fmt: skip
+JOINT_SHAPE = (
+    "dit.block_size=4", "objective.prompt_probability=0.5", "objective.lambda_vae=0.7", "objective.lambda_fm=1.3",
+    "objective.lambda_ref=0.2",
+)  # fmt: skip
+
+
+def make_stage(name, *overrides, use_variation=True):
+    """The stage and its configuration; every weight of the loss is a number of its own."""
+    config = tiny_config(name, *SHAPE, *(JOINT_SHAPE if name == "joint" else ()), *overrides)
+    with config.unlocked():  # nothing of the loss may rest on these two being 1 and 0
+        config.vae.scaling_factor, config.vae.shifting_factor = 1.25, 0.1
+        config.vae.use_variation = use_variation
+    return STAGES[name](config, PAD), config
+
+
+def make_tokens(seed=0):
+    """Rows with padding, from none to nearly all of the row, not always in whole patches."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, VOCABULARY, (ROWS, SEQUENCE_LENGTH)).astype(np.int32)
+    for row, used in enumerate((32, 9, 32, 17, 3, 28, 32, 24)):
+        tokens[row, used:] = PAD
+    return tokens
+
+
+def make_params(stage, seed=0):
+    kinds = {"vae": layout.VAE, "dit": layout.DIT}
+    return {
+        group: jax.tree.map(jnp.asarray, tiny_models.random_params(kinds[group], config, seed))
+        for group, config in stage.model_configs.items()
+    }
+
+
+def make_frozen(stage):
+    """Another encoder than the one that is trained, as it is after some steps."""
+    return {"reference": make_params(stage, seed=9)["vae"]["encoder"]} if isinstance(stage, JointStage) else {}

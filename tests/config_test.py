@@ -1,0 +1,278 @@
+"""Configurations that ship, overrides, and every mistake in one line before anything is written."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+from etils import epath
+from tiny_runs import ROOT, tiny_config
+
+from colajax.data.records import read_metadata
+from colajax.errors import UserError
+from colajax.stages.joint import JointStage
+from colajax.stages.vae import VAEStage
+from colajax.train.config import flatten, keep_config, load_config
+from colajax.train.loop import train
+
+STAGES = {"vae": VAEStage, "joint": JointStage}
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+
+
+def error_of(function, *arguments) -> str:
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def error_of_training(config, workdir) -> str:
+    """The mistake that `train` reports, having written nothing."""
+    before = sorted(workdir.rglob("*")) if workdir.exists() else None
+    message = error_of(train, config, STAGES[config.stage], workdir)
+    assert (sorted(workdir.rglob("*")) if workdir.exists() else None) == before
+    return message
+
+
+def leave_run(workdir, config, digest):
+    """A workdir as a training begins it."""
+    keep_config(epath.Path(workdir), config, {"tokenizer": digest, "records": "r"})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def digest(records):
+    return read_metadata(records)["tokenizer"]["digest"]
+
+
+# ---- configurations that ship ----------------------------------------------------------------------------------------
+def _variants():
+    for name in CONFIGS:
+        spec = importlib.util.spec_from_file_location(name[:-3], ROOT / "configs" / name)
+        module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(ROOT / "configs"))
+        spec.loader.exec_module(module)
+        sys.path.pop(0)
+        yield from ((name, variant) for variant in module.VARIANTS)
+
+
+@pytest.mark.parametrize(("name", "variant"), list(_variants()))
+def test_every_shipped_configuration_builds_its_stage(name, variant):
+    config = load_config(f"{ROOT}/configs/{name}:{variant}", [])
+    stage = STAGES[config.stage](config, pad_id=0)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0))
+    millions = {group: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for group, tree in shapes.items()}
+    if variant == "":
+        assert 480 < millions["vae"] < 520
+        assert 1700 < millions.get("dit", 1800) < 1900
+        assert stage.compute_params() == (1_800_000_000 if "dit" in millions else millions["vae"] * 1e6)
+    else:
+        assert sum(millions.values()) < 5
+
+
+def test_the_eflop_axis_of_the_paper():
+    config = load_config(f"{ROOT}/configs/cola_joint.py", [])
+    stage = JointStage(config, pad_id=0)
+    a_step = 6 * stage.compute_params() * config.batch_size * config.sequence_length / 1e18
+    assert [10_000 * a_step, 15_000 * a_step] == pytest.approx([77.86, 116.78], abs=0.01)
+
+
+def test_the_variants_in_the_header_of_stage_2_are_accepted():
+    header = (ROOT / "configs/cola_joint.py").read_text().split('"""')[1].partition("The paper's variants")[2]
+    overrides = re.findall(r'([\w.]+)=("[^"]*"|\S+)', header.replace("--config.KEY=VALUE", ""))
+    assert len(overrides) >= 14
+    for key, text in overrides:
+        text = text.strip('"')  # as the shell does
+        config = load_config(f"{ROOT}/configs/cola_joint.py", [f"{key}={text}"])
+        value = flatten(config.to_dict())[key]
+        assert text in (str(value), repr(value)) or float(text) == value
+
+
+# ---- overrides -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optimizer.peak=1", "optimizer.peak", 1.0),
+        ("total_steps=1_000", "total_steps", 1000),
+        ("records=2024", "records", "2024"),  # a folder may be called like a number
+        ("init_from=", "init_from", ""),
+        ("objective.train_vae=False", "objective.train_vae", False),
+        ("objective.fixed_log_snr=2", "objective.fixed_log_snr", 2.0),
+        ("objective.fixed_log_snr=None", "objective.fixed_log_snr", None),
+        ("optimizer.lr_ratio=(('vae/.*', 0.01), ('.*', 1.0))", "optimizer.lr_ratio", (("vae/.*", 0.01), (".*", 1.0))),
+    ],
+)
+def test_overrides_set_values_of_the_default_s_type(override, key, value):
+    found = flatten(tiny_config("joint", override).to_dict())[key]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optimiser.peak=1", ["--config.optimiser.peak", "did you mean optimizer.peak?"]),
+        ("batchsize=8", ["--config.batchsize", "did you mean batch_size?"]),
+        ("batch_size.x=8", ["--config.batch_size.x", "unknown key"]),
+        ("qqqq=8", ["--config.qqqq", "known: accumulation_steps, batch_size"]),
+        ("batch_size", ["--config.batch_size", "expected --config.KEY=VALUE"]),
+        ("batch_size=3.5", ["--config.batch_size=3.5", "type int", "8"]),
+        ("batch_size=many", ["--config.batch_size=many", "type int"]),
+        ("batch_size=None", ["type int"]),
+        ("batch_size=True", ["type int"]),
+        ("objective.train_vae=false", ["type bool", "True"]),
+        ("objective.train_vae=1", ["type bool"]),
+        ("objective.fixed_log_snr=high", ["type float"]),
+        ("optimizer.lr_ratio=0.5", ["type tuple", "'.*'"]),
+        ("vae=3", ["--config.vae", "group of keys", "vae."]),
+    ],
+)
+def test_a_bad_override_is_named_with_what_was_expected(override, parts):
+    message = error_of(tiny_config, "joint", override)
+    for part in parts:
+        assert part in message
+
+
+def test_a_missing_file_and_an_unknown_variant():
+    assert "nowhere.py: no such configuration file" in error_of(load_config, "nowhere.py", [])
+    message = error_of(load_config, f"{ROOT}/configs/cola_vae.py:quick", [])
+    assert "no variant 'quick'" in message
+    assert "cola_vae.py:quickstart" in message
+
+
+# ---- configurations that do not fit ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("stage", "overrides", "parts"),
+    [
+        ("vae", ["vae.block_size=12"], ["sequence_length is 32", "patch_size * block_size = 12", "24", "36"]),
+        ("vae", ["vae.vocab_size=100"], ["config.vae.vocab_size is 100", "500 tokens"]),
+        ("vae", ["batch_size=6"], ["batch_size is 6", "accumulation_steps * mask_every = 1 * 4"]),
+        ("vae", ["accumulation_steps=3"], ["batch_size is 8", "3 * 4"]),
+        ("vae", ["accumulation_steps=0"], ["batch_size is 8", "accumulation_steps"]),
+        ("vae", ["sequence_length=64"], ["rows of 32 tokens", "sequence_length is 64"]),
+        ("vae", ["batch_size=0"], ["batch_size 0"]),
+        ("vae", ["records="], ["config.records", "tools/prepare_data.py"]),
+        ("vae", ["remat=some"], ["remat is 'some'", "none, dots, full"]),
+        ("vae", ["compute_dtype=float16"], ["compute_dtype is 'float16'", "bfloat16"]),
+        ("vae", ["vae.num_heads=5"], ["config.vae", "dim is 32", "num_heads"]),
+        ("vae", ["total_steps=3"], ["warmup_steps is 3", "total_steps"]),
+        ("vae", ["log_every=0"], ["config.log_every is 0", "at least 1"]),
+        ("vae", ["checkpoint_every=-1"], ["config.checkpoint_every is -1"]),
+        ("vae", ["optimizer.lr_ratio=(('vea/.*', 0.1), ('.*', 1.0))"], ["lr_ratio", "'vea/.*' matches no parameter"]),
+        ("vae", ["optimizer.lr_ratio=(1, 2)"], ["lr_ratio", "1: expected rows of (regular expression, number)"]),
+        ("vae", ["optimizer.lr_ratio=(('(', 1.0),)"], ["lr_ratio", "regular expression"]),
+        ("joint", [], ["config.init_from", "--config.init_from=DIR"]),
+        ("joint", ["objective.lambda_ref=0", "objective.train_vae=False"], ["config.init_from"]),
+        ("joint", ["dit.block_size=4"], ["block_size is 4", "8"]),
+        ("joint", ["dit.txt_in_channels=8", "dit.txt_out_channels=8"], ["txt_in_channels is 8", "latent_dim, 4"]),
+        ("joint", ["objective.time_distribution=normal"], ["time_distribution is 'normal'", "uniform"]),
+        ("joint", ["objective.interval=5", "objective.interval_joint=6"], ["interval_joint is 6", "5"]),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(stage, overrides, parts, records, tmp_path):
+    message = error_of_training(tiny_config(stage, f"records={records}", *overrides), tmp_path / "run")
+    for part in parts:
+        assert part in message
+
+
+def test_records_that_are_none(tmp_path):
+    message = error_of_training(tiny_config("vae", f"records={tmp_path}"), tmp_path / "run")
+    assert "not a records folder" in message
+
+
+def test_a_run_goes_on_with_its_configuration_alone(records, digest, tmp_path):
+    config = tiny_config("vae", f"records={records}", "objective.beta=0.25", "seed=66")
+    workdir = leave_run(tmp_path / "run", config, digest)
+    message = error_of_training(tiny_config("vae", f"records={records}", "objective.beta=0.5", "seed=3"), workdir)
+    assert str(workdir) in message
+    assert "objective.beta was 0.25, is 0.5" in message
+    assert "seed was 66, is 3" in message
+    assert "another --workdir" in message
+
+
+def test_operational_keys_may_change_when_a_run_goes_on(digest, tmp_path):
+    workdir = leave_run(tmp_path / "run", tiny_config("vae"), digest)
+    kept = (workdir / "config.json").read_text()
+    operational = ["records=elsewhere", "log_every=3", "eval_every=7", "checkpoint_every=2", "keep_every=9"]
+    leave_run(workdir, tiny_config("vae", *operational, "remat=full", "accumulation_steps=2"), digest)
+    assert (workdir / "config.json").read_text() == kept
+    assert "facts.tokenizer was" in error_of(leave_run, workdir, tiny_config("vae"), "another")
+
+
+def test_stage_2_starts_from_a_fitting_stage_1_run_only(records, digest, tmp_path):
+    def error_from(config, tokenizer=digest):
+        shutil.rmtree(tmp_path / "one", ignore_errors=True)
+        one = leave_run(tmp_path / "one", config, tokenizer)
+        return error_of_training(tiny_config("joint", f"records={records}", f"init_from={one}"), tmp_path / "two")
+
+    assert "is a run of stage 'joint'; expected 'vae'" in error_from(tiny_config("joint"))
+    assert "dim is 32, there 64" in error_from(tiny_config("vae", "vae.dim=64"))
+    assert "another tokenizer" in error_from(tiny_config("vae"), "another")
+    assert "no checkpoint" in error_from(tiny_config("vae"))
+    nowhere = tiny_config("joint", f"records={records}", f"init_from={tmp_path}/nowhere")
+    assert "nowhere: no run there" in error_of_training(nowhere, tmp_path / "two")
+
+
+# ---- the command lines -----------------------------------------------------------------------------------------------
+def command(*arguments):
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def assert_refused(result, *parts):
+    """Exit code 2 and one line."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+RECORDS = "--config.records=RECORDS"
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "part"),
+    [
+        ("configs/cola_vae.py:quickstart", ["--config.vae.dimm=3"], "did you mean vae.dim?"),
+        ("configs/cola_joint.py:quickstart", [RECORDS, "--config.sequence_length=32"], "config.init_from"),
+        ("configs/cola_vae.py", ["--confg.seed=3"], "--confg.seed=3: unknown argument"),
+    ],
+)
+def test_training_from_the_command_line(config, more, part, records, tmp_path):
+    more = [argument.replace("RECORDS", str(records)) for argument in more]
+    result = command("-m", "colajax.train", "--config", config, "--workdir", tmp_path / "run", *more)
+    assert_refused(result, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tool", "more"),
+    [
+        ("generate.py", ["--prompt", "Anna"]),
+        ("evaluate.py", ["--records", "RECORDS"]),
+        ("export_hf.py", ["--out", "OUT"]),
+    ],
+)
+def test_tools_on_a_folder_without_a_run(tool, more, records, tmp_path):
+    empty, out = tmp_path / "empty", tmp_path / "out"
+    empty.mkdir()
+    more = [argument.replace("RECORDS", str(records)).replace("OUT", str(out)) for argument in more]
+    assert_refused(command(f"tools/{tool}", "--workdir", empty, *more), f"{empty}: no ", "workdir of a training")
+    assert sorted(tmp_path.iterdir()) == [empty]
+    assert list(empty.iterdir()) == []
+
+
+def test_the_kept_configuration_is_complete(digest, tmp_path):
+    config = tiny_config("joint")
+    workdir = leave_run(tmp_path / "run", config, digest)
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved.pop("facts") == {"tokenizer": digest, "records": "r"}
+    assert saved == json.loads(json.dumps(config.to_dict()))
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+    assert saved["vae"]["dim"] == 32

@@ -1,0 +1,180 @@
+"""A run that is killed or stopped and started again ends with the bits of one that was left alone: real processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny_runs
+from etils import epath
+from tiny_runs import ROOT, tiny_config
+
+from colajax.stages.vae import VAEStage
+from colajax.train.loop import train
+from colajax.train.metrics import MetricsWriter
+
+LAST = 12  # steps of a run; tiny_runs saves every 4 and evaluates every 5
+
+# python -m colajax.train that gets a signal when it is about to print the line of a step, once step 4 is on disk.
+STOPPED = """
+import os, pathlib, sys, time
+from colajax.errors import run_main
+from colajax.train import __main__, loop
+number, at, first = int(sys.argv.pop(1)), int(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1))
+line = loop.progress_line
+def line_and_signal(step, *rest):
+    if step == at:
+        while not first.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+    return line(step, *rest)
+loop.progress_line = line_and_signal
+run_main(__main__.main)
+"""
+
+
+class Runs:
+    """Trainings of one stage under a folder, as processes that share what XLA has compiled."""
+
+    def __init__(self, folder, cache, stage, overrides):
+        self.folder, self.stage = folder, stage
+        self.environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }  # fmt: skip
+        self.overrides = [*tiny_runs.overrides(stage), *overrides]
+
+    def run(self, name, *, stop: tuple[int, int] | None = None):
+        """Starts or continues the training `name`; stop: (signal, at the line of which step)."""
+        workdir = self.folder / name
+        start = ["-m", "colajax.train"]
+        if stop:
+            start = ["-c", STOPPED, *map(str, stop), str(workdir / "checkpoints" / "4")]
+        arguments = ["--config", tiny_runs.spec(self.stage), "--workdir", str(workdir)]
+        return subprocess.run(
+            [sys.executable, *start, *arguments, *[f"--config.{override}" for override in self.overrides]],
+            capture_output=True, text=True, check=False, cwd=ROOT, env=self.environment,
+        )  # fmt: skip
+
+    def saved(self, name) -> set[str]:
+        return {path.name for path in (self.folder / name / "checkpoints").iterdir() if path.name.isdigit()}
+
+    def checkpoint(self, name, step: int) -> dict:
+        """Everything in a checkpoint, {path: numpy array}."""
+        tree = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+            self.folder / name / "checkpoints" / str(step) / "state"
+        )
+        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+    def metrics(self, name) -> str:
+        return (self.folder / name / "metrics.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def stage_one(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    runs = Runs(folder, tmp_path_factory.mktemp("compiled"), "vae", [f"records={records}"])
+    result = runs.run("alone")
+    assert result.returncode == 0, result.stderr
+    return runs
+
+
+@pytest.fixture(scope="module")
+def stage_two(records, stage_one, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("joint")
+    overrides = [f"records={records}", f"init_from={stage_one.folder / 'alone'}"]
+    runs = Runs(folder, stage_one.environment["JAX_COMPILATION_CACHE_DIR"], "joint", overrides)
+    result = runs.run("alone")
+    assert result.returncode == 0, result.stderr
+    return runs
+
+
+@pytest.fixture(params=["stage_one", "stage_two"])
+def runs(request):
+    return request.getfixturevalue(request.param)
+
+
+def assert_same_end(runs, name):
+    found, expected = runs.checkpoint(name, LAST), runs.checkpoint("alone", LAST)
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert found[path].dtype == leaf.dtype
+        assert found[path].tobytes() == leaf.tobytes(), path
+    assert runs.metrics(name) == runs.metrics("alone")
+
+
+def test_killed_at_any_moment_after_its_first_checkpoint(runs):
+    at = random.SystemRandom().randint(5, LAST)
+    print(f"killed at the line of step {at}")
+    killed = runs.run("killed", stop=(signal.SIGKILL, at))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "4" in runs.saved("killed")
+    assert str(LAST) not in runs.saved("killed")
+    again = runs.run("killed")
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stdout
+    assert_same_end(runs, "killed")
+
+
+def test_stopped_between_checkpoints(runs):
+    stopped = runs.run("stopped", stop=(signal.SIGTERM, 6))  # noticed while step 7 is under way
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert "stopped at step 7, saved" in stopped.stdout
+    assert "step 8/" not in stopped.stdout
+    assert "7" in runs.saved("stopped")
+    assert [json.loads(line)["step"] for line in runs.metrics("stopped").splitlines()] == [1, 2, 3, 4, 5, 5, 6, 7]
+    again = runs.run("stopped")
+    assert again.returncode == 0, again.stderr
+    assert "going on from step 7\n" in again.stdout
+    assert_same_end(runs, "stopped")
+
+
+def test_a_run_left_alone_has_reported_every_step_and_moved_every_group(runs):
+    lines = [json.loads(line) for line in runs.metrics("alone").splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, LAST + 1))
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [5, 10, LAST]
+    assert {"8", str(LAST)} == runs.saved("alone")  # the latest two
+    before, after = runs.checkpoint("alone", 8), runs.checkpoint("alone", LAST)
+    assert before["['step']"] == 8
+    moved = {path for path in after if after[path].tobytes() != before[path].tobytes()}
+    heads = [path for path in after if "['head']['kernel']" in path and "['frozen']" not in path]
+    assert len(heads) >= 6  # parameter and both moments, of encoder and decoder
+    assert moved.issuperset(heads)
+    assert not any(path.startswith("['frozen']") for path in moved)
+
+
+def test_stage_two_begins_with_the_vae_of_stage_one_and_keeps_its_encoder(stage_one, stage_two):
+    first, second = stage_one.checkpoint("alone", LAST), stage_two.checkpoint("alone", LAST)
+    frozen = {path.removeprefix("['frozen']['reference']"): leaf for path, leaf in second.items() if "frozen" in path}
+    encoder = "['params']['vae']['encoder']"
+    expected = {path.removeprefix(encoder): leaf for path, leaf in first.items() if path.startswith(encoder)}
+    assert frozen.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert frozen[path].tobytes() == leaf.tobytes(), path
+
+
+def test_lines_after_the_checkpoint_that_a_run_goes_on_from_are_dropped(tmp_path):
+    writer = MetricsWriter(epath.Path(tmp_path), 0)
+    for step in range(1, 7):
+        writer.write(step, "train", {"loss": float(step)})
+        if step in (3, 5):  # at 5, killed after the flush and before the checkpoint was whole
+            writer.flush()
+    writer = MetricsWriter(epath.Path(tmp_path), 3)
+    writer.write(4, "train", {"loss": 0.5})
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 0.5)]
+
+
+def test_a_complete_run_started_again_stays_as_it_is(stage_one, records, capsys):
+    before = stage_one.checkpoint("alone", LAST), stage_one.metrics("alone")
+    assert train(tiny_config("vae", f"records={records}"), VAEStage, stage_one.folder / "alone") == 0
+    assert f"going on from step {LAST}" in capsys.readouterr().out
+    after = stage_one.checkpoint("alone", LAST), stage_one.metrics("alone")
+    assert after[1] == before[1]
+    assert all(after[0][path].tobytes() == leaf.tobytes() for path, leaf in before[0].items())
