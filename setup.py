@@ -21,11 +21,17 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "protobuf>=5",
         "pyarrow>=20",
         "safetensors>=0.8",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6.4",
+        "tensorstore>=0.1.80",
         "tokenizers>=0.22",
     ],
-    extras_require={"test": ["hypothesis>=6.150", "pytest>=9", "ruff>=0.15"]},
+    extras_require={
+        "torch": ["torch>=2.13", "transformers>=5.23"],
+        # One version of torch: of this one the package index has a build for CPUs alone, without gigabytes of CUDA.
+        "test": ["hypothesis>=6.150", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15", "torch==2.13.0", "transformers>=5.23"],
+    },
 )

@@ -20,8 +20,12 @@ The paper's variants, as overrides (--config.KEY=VALUE):
                                objective.time_loc=1.7 (stage 1 too)
 """
 
+import dataclasses
+
 import cola_vae
 from ml_collections import ConfigDict
+
+from colajax.models.config import DiTConfig
 
 VARIANTS = cola_vae.VARIANTS
 
@@ -32,10 +36,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.init_from = ""  # workdir of a stage 1 run; "": all from scratch
     config.compute_params = 1_800_000_000  # N of the EFLOP axis (the paper's figure); 0: the prior's own count
 
-    config.dit = ConfigDict({
-        "txt_in_channels": 16, "txt_out_channels": 16, "txt_dim": 2048, "emb_dim": 2048, "heads": 16, "head_dim": 128,
-        "expand_ratio": 4, "num_layers": 24, "rope_dim": 96, "block_size": 16,
-    })  # fmt: skip
+    # Every option of the model; the defaults are the released one (colajax/models/config.py).
+    config.dit = ConfigDict(dataclasses.asdict(DiTConfig()))
 
     o = config.objective
     o.lambda_vae = 1.0

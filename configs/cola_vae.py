@@ -9,7 +9,11 @@ python -m colajax.train --config configs/cola_vae.py:quickstart --workdir DIR --
 What was tried for the values that the paper leaves open is in configs/README.md.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict, config_dict
+
+from colajax.models.config import VAEConfig
 
 VARIANTS = ("", "quickstart")
 
@@ -34,10 +38,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.keep_every = 50_000  # beside the latest two
     config.eval_rows = 1408
 
-    config.vae = ConfigDict({
-        "vocab_size": 100278, "dim": 1536, "ffn_dim": 6144, "num_heads": 12, "encoder_num_blocks": 4,
-        "decoder_num_blocks": 4, "latent_dim": 16, "patch_size": 1, "block_size": 16,
-    })  # fmt: skip
+    # Every option of the model; the defaults are the released one (colajax/models/config.py).
+    config.vae = ConfigDict(dataclasses.asdict(VAEConfig()))
+    config.vae.clip_qkv = config_dict.placeholder(float)
 
     config.objective = ConfigDict({
         "beta": 2e-3,  # of the KL, summed over channels, mean over latents

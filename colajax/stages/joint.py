@@ -49,6 +49,8 @@ class JointStage(Stage):
             raise UserError(
                 f"config.objective.time_distribution is {o.time_distribution!r}: expected logit_normal or uniform"
             )
+        if not 0 <= o.prompt_probability <= 1:
+            raise UserError(f"config.objective.prompt_probability is {o.prompt_probability}: expected 0 to 1")
         if not 0 <= o.interval_joint <= o.interval:
             raise UserError(
                 f"config.objective.interval_joint is {o.interval_joint}: expected 0 to interval ({o.interval})"

@@ -118,7 +118,11 @@ def _prediction(loss: str, accuracy: str, logits, tokens, where) -> dict:
 
 def check_micro_batch(config) -> None:
     """Raises UserError unless the batch splits evenly, and each part has its share of masked views."""
-    parts, every = config.accumulation_steps, config.objective.mask_every
+    parts, every, rate = config.accumulation_steps, config.objective.mask_every, config.objective.mask_rate
+    if every < 0:
+        raise UserError(f"config.objective.mask_every is {every}: expected 0 (no masked views) or more")
+    if every and not 0 < rate < 1:
+        raise UserError(f"config.objective.mask_rate is {rate}: expected a share of the tokens between 0 and 1")
     if parts < 1 or config.batch_size % (parts * max(every, 1)):
         raise UserError(
             f"batch_size is {config.batch_size}: expected a multiple of accumulation_steps * mask_every = "
