@@ -10,7 +10,6 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["colajax", "colajax.*"]),
     install_requires=[
-        "absl-py>=2.3",
         "array_record>=0.8.6",
         "etils[epath]>=1.13",
         "flax>=0.12.8",
@@ -32,6 +31,8 @@ setup(
     extras_require={
         "torch": ["torch>=2.13", "transformers>=5.23"],
         # One version of torch: of this one the package index has a build for CPUs alone, without gigabytes of CUDA.
-        "test": ["hypothesis>=6.150", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15", "torch==2.13.0", "transformers>=5.23"],
+        "test": [
+            "hypothesis>=6.150", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15", "torch==2.13.0", "transformers>=5.23",
+        ],
     },
 )

@@ -14,7 +14,7 @@ import safetensors.numpy
 import tiny_models
 
 from colajax.errors import UserError
-from colajax.hf import layout
+from colajax.hf import layout, shards
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MODELS = [(folder, kind) for folder in ("released_shape", "patch2") for kind in (layout.VAE, layout.DIT)]
@@ -93,7 +93,7 @@ def test_half_precision_is_the_rounded_model(dtype, tmp_path):
         model = layout.load(kind, tmp_path / kind.folder)
         assert model.config == config
         assert model.json["dtype"] == dtype
-        rounded = jax.tree.map(lambda x: x.astype(layout.DTYPES[dtype]).astype(np.float32), params)
+        rounded = jax.tree.map(lambda x: x.astype(shards.DTYPES[dtype]).astype(np.float32), params)
         jax.tree.map(np.testing.assert_array_equal, model.params, rounded)
 
 

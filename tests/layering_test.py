@@ -13,7 +13,7 @@ LAYERS = (
     ("evals", "serve"),
     ("train.__main__",),
 )
-BELOW_ALL = ("errors", "keys")
+BELOW_ALL = ("errors", "files", "keys")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -13,7 +13,7 @@ from colajax.models.text_vae import normalise
 from colajax.stages.joint import JointStage
 from colajax.train.optimizer import make_optimizer
 from colajax.train.state import TrainState
-from colajax.train.step import batch_gradients, loss_and_means, make_evaluation, make_train_step
+from colajax.train.step import EVALUATION_SEED, batch_gradients, loss_and_means, make_evaluation, make_train_step
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -280,9 +280,9 @@ def test_evaluation_is_the_loss_over_all_rows_and_reads_the_swapped_prefix():
     stage, _ = make_stage("joint")
     state = TrainState(jnp.int32(0), make_params(stage), {}, make_frozen(stage))
     batches = [make_tokens(1), make_tokens(2)]
-    means = make_evaluation(stage, seed=3)(state, batches)
+    means = make_evaluation(stage)(state, batches)
 
-    examples = [stage.examples(jnp.asarray(rows), index, 3) for index, rows in enumerate(batches)]
+    examples = [stage.examples(jnp.asarray(rows), index, EVALUATION_SEED) for index, rows in enumerate(batches)]
     joined = jax.tree.map(lambda *a: jnp.concatenate(a), *examples)
     loss, by_hand = jax.jit(
         lambda: loss_and_means(stage, state.params, state.frozen, joined, stage.counts(joined), stage.groups)

@@ -73,7 +73,8 @@ def make_params(stage, seed=0):
     kinds = {"vae": layout.VAE, "dit": layout.DIT}
     return {
         group: jax.tree.map(jnp.asarray, tiny_models.random_params(kinds[group], config, seed))
-        for group, config in stage.model_configs.items()
+        for group, config in {"vae": stage.vae.config, "dit": getattr(stage, "config", None)}.items()
+        if group in stage.groups
     }
 
 

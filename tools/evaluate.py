@@ -11,10 +11,11 @@ import json
 
 from etils import epath
 
-from colajax.data.records import Records
+from colajax.data.records import Records, check_tokenizer
 from colajax.data.story_checker import check_story
 from colajax.errors import UserError, run_main
 from colajax.evals import continuation as cont
+from colajax.files import write_whole
 from colajax.sampling.cola import SamplingSettings
 from colajax.sampling.load import load_run
 
@@ -27,21 +28,14 @@ FROM_TRAINING = (
     ("gaussian_skill", "  of a Gaussian without context"),
     ("context_gain", "context gain"),
     ("kl_reference", "KL to the stage 1 encoder, nats a latent"),
-    ("eflops", "EFLOPs of stage 2"),
 )
 
 
-def last_report(workdir: str) -> dict:
-    """The figures of the last evaluation in the run's metrics, with the compute spent by then."""
-    lines = (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    report: dict = {}
-    for line in map(json.loads, lines):
-        if line["kind"] == "eval":
-            report |= line
-        report["eflops"] = line.get("eflops", report.get("eflops"))
-    if "skill" not in report:
-        raise UserError(f"{workdir}: metrics.jsonl has no evaluation yet; let the training reach one")
-    return report
+def last_report(workdir: str, step: int) -> dict:
+    """The figures of the last evaluation up to `step` in the run's metrics; none where there was none (an import)."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return next((x for x in reversed(lines) if x["kind"] == "eval" and x["step"] <= step), {})
 
 
 def main() -> None:
@@ -51,10 +45,13 @@ def main() -> None:
     parser.add_argument("--prefixes", type=int, default=500)
     parser.add_argument("--guidance", type=float, default=1.0)
     args = parser.parse_args()
+    if args.prefixes < 1:
+        raise UserError(f"--prefixes {args.prefixes}: expected at least 1")
 
     run = load_run(args.workdir)
     held_out, training = Records.open(args.records, "validation"), Records.open(args.records, "train")
-    report = last_report(args.workdir)
+    check_tokenizer(held_out.metadata, run.tokenizer)
+    report = last_report(args.workdir, run.step)
     rows = [(label, report[name]) for name, label in FROM_TRAINING if report.get(name) is not None]
 
     block = run.sampler.block_tokens
@@ -83,6 +80,8 @@ def main() -> None:
 
     width = max(len(label) for label, _ in rows)
     print(f"{args.workdir}, step {run.step}, guidance {args.guidance:g}, greedy")
+    if report.get("step", run.step) != run.step:
+        print(f"(the figures of the latents and the prior are of step {report['step']})")
     print("\n".join(f"{label:<{width}}  {value:.4g}" for label, value in rows))
     for prompt, text in samples:
         print(f"\n{prompt} |{text}")
@@ -92,10 +91,7 @@ def main() -> None:
         "figures": {k.strip(): v for k, v in rows},
         "samples": samples,
     }
-    target = epath.Path(args.workdir) / "evaluation.json"
-    partial = target.parent / "evaluation.json.tmp"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(target)
+    write_whole(epath.Path(args.workdir) / "evaluation.json", json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,42 +1,45 @@
 """Exports a run to the released Hugging Face layout.
 
-python tools/export_hf.py --workdir RUN --out DIR
+python tools/export_hf.py --workdir RUN --out DIR [--step N] [--dtype bfloat16] [--skip_verify]
 
-DIR then holds cola_vae/ and, for a stage 2 run, cola_dit/ (config.json, model.safetensors), and the run's tokenizer.
-It appears under its name only when complete.
+DIR then holds cola_vae/ and, for a stage 2 run, cola_dit/ (config.json, model.safetensors or shards of 5 GB), the
+PyTorch classes with which AutoModel.from_pretrained(DIR, trust_remote_code=True) loads it, the tokenizer, a model card
+(README.md), manifest.json (sha256 of every tensor) and, where torch is installed, certificate.json: that it computes
+what the run computes. It appears under its name only when complete. A run that does not fit in memory twice is exported
+with --skip_verify: the export itself holds one tensor at a time.
 """
 
 import argparse
-import os
+import dataclasses
+import importlib.util
 
-from etils import epath
-
-from colajax.errors import UserError, run_main
-from colajax.hf import layout
-from colajax.models.config import from_mapping
+from colajax.errors import run_main
+from colajax.evals.export_parity import verify
+from colajax.hf.export import export
+from colajax.sampling.cola import SamplingSettings
 from colajax.sampling.load import run_tokenizer
-from colajax.train.checkpoint import read_params, run_config
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--workdir", required=True, help="of a training run")
+    parser.add_argument("--out", required=True, help="a folder that does not exist")
     parser.add_argument("--step", type=int, help="of the checkpoint; the latest by default")
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--skip_verify", action="store_true", help="do not compare with PyTorch")
     args = parser.parse_args()
-    out = epath.Path(args.out)
-    if out.exists():
-        raise UserError(f"{out}: exists; remove it or name another folder")
-    config, tokenizer = run_config(args.workdir), run_tokenizer(args.workdir)
-    step, params = read_params(args.workdir, args.step)
-    partial = out.parent / f"{out.name}.tmp-{os.getpid()}"
-    for group, kind in (("vae", layout.VAE), ("dit", layout.DIT)):
-        if group in params:
-            model_config = from_mapping(kind.config_class, config[group], f"{args.workdir}: {group}")
-            layout.save(kind, model_config, params[group], partial / kind.folder)
-    epath.Path(tokenizer.path).copy(partial / epath.Path(tokenizer.path).name)
-    partial.rename(out)
-    print(f"{out}: step {step} of {args.workdir}")
+    check = None
+    if args.skip_verify:
+        print("not verified; tools/verify_export.py does it")
+    elif importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        check = lambda folder: verify(args.workdir, folder)  # noqa: E731
+    else:
+        print("not verified: no torch and transformers here (pip install '.[torch]', then tools/verify_export.py)")
+    step = export(
+        args.workdir, args.out, run_tokenizer(args.workdir), dataclasses.asdict(SamplingSettings()),
+        step=args.step, dtype=args.dtype, check=check,
+    )  # fmt: skip
+    print(f"{args.out}: step {step} of {args.workdir}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python tools/generate.py --workdir RUN --prompt "Anna lived near the hill" [--prompt ...] [--max_new_tokens 32]
 
-Prints each prompt with its continuation. The same seed gives the same text, whatever else is in the batch.
+Prints each prompt with its continuation. The same seed and place among the prompts give the same text.
 """
 
 import argparse

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from colajax.data.packing import pack, sections
-from colajax.data.records import FORMAT_VERSION, SPLITS, Records, ShardWriter, read_metadata
+from colajax.data.records import FORMAT_VERSION, SPLITS, Records, ShardWriter, identity, read_metadata
 from colajax.data.text import Document, find_files, read_documents
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.errors import UserError
@@ -128,15 +128,6 @@ def _describe(file: epath.Path) -> dict:
 
 def _existing(out: epath.Path, wanted: dict) -> dict:
     """The metadata of the folder that is there, if it is what is wanted."""
-
-    def identity(metadata: dict) -> dict:
-        return {
-            "sequence_length": metadata["sequence_length"],
-            "tokenizer": metadata["tokenizer"]["digest"],
-            **metadata["settings"],
-            "source": [file["sha256"] for file in metadata["source"]],
-        }
-
     found, remedy = read_metadata(out), "remove it or choose another --out"
     for key, value in identity(wanted).items():
         if (other := identity(found)[key]) != value:

@@ -12,6 +12,7 @@ splits: {train and validation: {rows, tokens, documents, padding_share, cut_shar
 both from 0 to 1. A document divided between the splits counts in each.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 
@@ -128,6 +129,21 @@ def read_metadata(directory: epath.PathLike) -> dict:
     if version != FORMAT_VERSION:
         raise UserError(f"{file}: format_version {version}, but this code reads {FORMAT_VERSION}; prepare it again")
     return metadata
+
+
+def identity(metadata: Mapping) -> dict:
+    """What decides the rows: records that agree in all of this hold the same, wherever they and their text lie."""
+    return {
+        "sequence_length": metadata["sequence_length"],
+        "tokenizer": metadata["tokenizer"]["digest"],
+        **metadata["settings"],
+        "source": [file["sha256"] for file in metadata["source"]],
+    }
+
+
+def digest(metadata: Mapping) -> str:
+    """The identity as one sha256."""
+    return hashlib.sha256(json.dumps(identity(metadata), sort_keys=True).encode()).hexdigest()
 
 
 def check_tokenizer(metadata: Mapping, tokenizer: Tokenizer) -> None:

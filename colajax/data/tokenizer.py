@@ -127,6 +127,11 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     return tokenizer
 
 
+def pad_id_of(tokenizer: Tokenizer, vocab_size: int) -> int:
+    """The padding id: the tokenizer's or, where it has none, the last of the model's vocabulary."""
+    return vocab_size - 1 if tokenizer.pad_id is None else tokenizer.pad_id
+
+
 def train_sentencepiece(texts: Iterable[str], path: epath.PathLike, vocab_size: int) -> Tokenizer:
     """Trains a BPE tokenizer with byte fallback, writes it to `path` (.model) and loads it.
 
@@ -143,6 +148,8 @@ def train_sentencepiece(texts: Iterable[str], path: epath.PathLike, vocab_size: 
     path = epath.Path(path)
     if path.suffix != ".model":
         raise UserError(f"{path}: a SentencePiece tokenizer's name must end in .model")
+    if vocab_size < 1:
+        raise UserError(f"vocab_size {vocab_size}: expected the 259 of bytes and special tokens and some more")
     # The trainer takes sentences of at most 4192 bytes; a cut before a space costs no word.
     sentences = [sentence for text in texts for sentence in re.findall(r"(?s).{1,1000}(?=\s|$)|.{1,1000}", text)]
     if not any(sentence.strip() for sentence in sentences):

@@ -2,6 +2,7 @@
 on the story corpus, whether the grammar accepts what was written."""
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,11 @@ class Prefix(NamedTuple):
 
 def held_out_prefixes(records: Records, count: int, *, shortest: int, rest: int, seed: int = 0) -> list[Prefix]:
     """`count` prefixes: rows' first documents cut at random, with at least `shortest` tokens before the cut and `rest`
-    after it. Rows come in order, from the first again with other cuts when there are fewer than `count`."""
+    after it. Rows come in order, from the first again with other cuts when there are fewer than `count`; none where no
+    document is long enough."""
     random, metadata = np.random.default_rng(seed), records.metadata["tokenizer"]
-    documents = [_first_document(records[i], metadata["eos_id"], metadata["pad_id"]) for i in range(len(records))]
-    documents = [d for d in documents if len(d) >= shortest + rest]
+    first = (_first_document(records[i], metadata["eos_id"], metadata["pad_id"]) for i in range(len(records)))
+    documents = list(itertools.islice((d for d in first if len(d) >= shortest + rest), count))
     prefixes = []
     for i in range(count if documents else 0):
         document = documents[i % len(documents)]
@@ -38,6 +40,9 @@ def _first_document(row: np.ndarray, eos_id: int, pad_id: int) -> list[int]:
     return row[: ends[0] if len(ends) else len(row)].tolist()
 
 
+COUNTED_ROWS = 100_000  # as many training rows as there are counts made over; the first ones of a larger corpus
+
+
 class Counts(NamedTuple):
     """The best next token by counts over training rows: `unigram`, and after each token, `bigram` (V,)."""
 
@@ -46,9 +51,9 @@ class Counts(NamedTuple):
 
 
 def count_tokens(records: Records, vocab_size: int) -> Counts:
-    """Counts over all rows of the training split; pairs with padding do not count."""
+    """Counts over the first COUNTED_ROWS rows of the training split; pairs with padding do not count."""
     pad_id = records.metadata["tokenizer"]["pad_id"]
-    rows = np.stack([records[i] for i in range(len(records))]).astype(np.int64)
+    rows = np.stack([records[i] for i in range(min(len(records), COUNTED_ROWS))]).astype(np.int64)
     text = rows[rows != pad_id]
     unigram = int(np.bincount(text, minlength=vocab_size).argmax())
     first, second = rows[:, :-1].ravel(), rows[:, 1:].ravel()

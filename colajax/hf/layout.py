@@ -3,24 +3,22 @@
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 from etils import epath
 
 from colajax.errors import UserError
-from colajax.hf import names
+from colajax.hf import names, shards
 from colajax.models.config import DiTConfig, VAEConfig, from_mapping
 from colajax.models.dit import ROPE_THETA, DiT
 from colajax.models.layers import Functional, rope_frequencies
 from colajax.models.text_vae import TextVAE
 
-DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 ROPE_NAME = "blocks.{i}.msa.rope.rope.freqs"
 
 
@@ -43,6 +41,8 @@ VAE = Kind(
     inert={"use_emb": True, "causal": False, "init_fn": "normal", "init_std": 0.02, "init_cutoff_factor": 3},
 )  # fmt: skip
 DIT = Kind("cola_dit", "cola_dit", "ColaDiTModel", DiTConfig, names.DIT_NAMES, DiT, fixed={}, inert={})
+# By parameter group of a run. A run of another architecture (the AR baseline: LlamaForCausalLM) is another row.
+KINDS = {"vae": VAE, "dit": DIT}
 
 # Written by other tools into any config.json; kept as found.
 _ENVELOPE = ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "auto_map")
@@ -108,8 +108,20 @@ def _open(path):
         raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
 
 
-def load(kind: Kind, folder) -> HFModel:
-    """Reads a model. Raises UserError naming the file and the tensors on anything that does not fit."""
+class OpenModel(NamedTuple):
+    """A model of the layout, checked: its config, config.json as found, the rotary tables as found, the shapes of our
+    parameters, and `read`, which fetches one tensor by its HF name."""
+
+    config: VAEConfig | DiTConfig
+    json: dict
+    tables: dict
+    shapes: dict
+    read: Callable[[str], np.ndarray]
+
+
+def open_model(kind: Kind, folder) -> OpenModel:
+    """Opens a model without reading its parameters. Raises UserError naming the file and the tensors on anything that
+    does not fit."""
     config, found = read_config(kind, folder)
     where = _tensor_files(folder)
     files = {path: _open(path) for path in set(where.values())}
@@ -120,8 +132,15 @@ def load(kind: Kind, folder) -> HFModel:
     read = lambda name: files[where[name]].get_tensor(name)  # noqa: E731
     tables = _take_rope_tables(config, present, read, folder) if kind is DIT else {}
     shapes = functional(kind, config).shapes()
-    params = names.from_hf(kind.names, shapes, config, read, present, str(folder))
-    return HFModel(config, params, found, tables)
+    names.check_tensors(kind.names, shapes, config, present, str(folder))
+    return OpenModel(config, found, tables, shapes, read)
+
+
+def load(kind: Kind, folder) -> HFModel:
+    """Reads a whole model. Errors as in `open_model`."""
+    opened = open_model(kind, folder)
+    params = names.as_tree(names.from_hf(kind.names, opened.shapes, opened.read))
+    return HFModel(opened.config, params, opened.json, opened.tables)
 
 
 def _take_rope_tables(config: DiTConfig, present: dict, read: Callable, folder) -> dict[str, np.ndarray]:
@@ -135,6 +154,17 @@ def _take_rope_tables(config: DiTConfig, present: dict, read: Callable, folder) 
             if table.shape != expected.shape or not np.allclose(table.astype(np.float32), expected, rtol, atol=0):
                 raise UserError(f"{folder}: {name} is not the rotary table of theta {ROPE_THETA:g}, the only one known")
     return found
+
+
+def as_lists(tables: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """float32 rotary tables that differ from ours in some bit, for a JSON file; others are ours to write."""
+    return {name: table.tolist() for name, table in tables.items() if table.dtype == np.float32
+            and table.tobytes() != rope_frequencies(2 * len(table), ROPE_THETA).tobytes()}  # fmt: skip
+
+
+def as_tables(lists: dict[str, list[float]]) -> dict[str, np.ndarray]:
+    """What `as_lists` was given, as far as it kept it."""
+    return {name: np.asarray(table, np.float32) for name, table in lists.items()}
 
 
 def config_json(kind: Kind, config, dtype: str, found: dict | None = None) -> dict:
@@ -154,18 +184,34 @@ def tensors(kind: Kind, config, params: dict, tables: dict | None = None):
             yield name, (tables or {}).get(name, own)
 
 
+def specs(kind: Kind, config, dtype: str) -> dict[str, shards.Spec]:
+    """HF name -> shape and dtype of everything the released file holds. The rotary tables stay float32: rounded, they
+    would turn far positions by other angles."""
+    shapes = names.expected_shapes(kind.names, functional(kind, config).shapes(), config)
+    found = {name: shards.Spec(tuple(shape), dtype) for name, shape in shapes.items()}
+    if kind is DIT:
+        for i in range(config.num_layers):
+            found[ROPE_NAME.format(i=i)] = shards.Spec((config.rope_dim // 2,), "float32")
+    return found
+
+
 def save(
-    kind: Kind, config, params: dict, folder, *, dtype="float32", found: dict | None = None, tables: dict | None = None
-) -> None:
-    """Writes config.json and model.safetensors into `folder`, which must not exist; it appears when complete. `found`
-    and `tables`: `json` and `tables` of the HFModel that it was read from, if any."""
-    folder = epath.Path(folder)
+    kind: Kind, config, params: dict, folder, *, dtype="float32", found: dict | None = None, tables: dict | None = None,
+    auto_map: dict | None = None, shard_bytes: int = shards.SHARD_BYTES,
+) -> dict[str, str]:  # fmt: skip
+    """Writes config.json and the weights into the local `folder`, which must not exist; it appears when complete.
+
+    params: our tree, of anything that numpy reads (TensorStore arrays are read one layer at a time). `found` and
+    `tables`: `json` and `tables` of the model it was read from, if any. Returns the sha256 of each tensor.
+    """
+    folder = pathlib.Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists; remove it or name another folder")
     partial = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     partial.mkdir(parents=True)
-    arrays = {name: array.astype(DTYPES[dtype], copy=False) for name, array in tensors(kind, config, params, tables)}
-    (partial / "model.safetensors").write_bytes(safetensors.numpy.save(arrays, metadata={"format": "pt"}))
-    written = config_json(kind, config, dtype, found)
+    written = config_json(kind, config, dtype, found) | ({"auto_map": auto_map} if auto_map else {})
     (partial / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    arrays = tensors(kind, config, params, tables)
+    digests = shards.write(partial, specs(kind, config, dtype), arrays, shard_bytes)
     partial.rename(folder)
+    return digests

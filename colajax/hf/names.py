@@ -85,7 +85,8 @@ DIT_NAMES = [
 ]
 
 
-def _at(tree: dict, path: str):
+def at(tree: dict, path: str):
+    """The value at "a/b/c" of nested dicts; None where there is none."""
     for key in path.split("/"):
         if key not in tree:
             return None
@@ -93,17 +94,10 @@ def _at(tree: dict, path: str):
     return tree
 
 
-def _put(tree: dict, path: str, value) -> None:
-    *parents, last = path.split("/")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = value
-
-
 def to_hf(names: list, params: dict, config) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (HF name, array) for every parameter, one at a time; stacked layers are taken apart."""
     for hf_name, path, turn in names:
-        array = _at(params, path)
+        array = at(params, path)
         if array is None:
             continue
         if "{i}" in hf_name:
@@ -117,7 +111,7 @@ def expected_shapes(names: list, shapes: dict, config) -> dict[str, tuple[int, .
     """HF name -> HF shape of every parameter of a model whose own shapes are given."""
     found = {}
     for hf_name, path, turn in names:
-        ours = _at(shapes, path)
+        ours = at(shapes, path)
         if ours is None:
             continue
         layered = "{i}" in hf_name
@@ -129,11 +123,10 @@ def expected_shapes(names: list, shapes: dict, config) -> dict[str, tuple[int, .
     return found
 
 
-def from_hf(names: list, shapes: dict, config, read: Callable[[str], np.ndarray], present: dict, where: str) -> dict:
-    """The parameter dict, float32, from tensors fetched by `read(name)`.
+def check_tensors(names: list, shapes: dict, config, present: dict, where: str) -> None:
+    """Raises UserError listing every missing, unexpected and wrongly shaped tensor by name.
 
-    present: HF name -> shape of every tensor that is there. Raises UserError listing every missing, unexpected and
-    wrongly shaped tensor by name.
+    present: HF name -> shape of every tensor that is there.
     """
     wanted = expected_shapes(names, shapes, config)
     missing = sorted(set(wanted) - set(present))
@@ -144,17 +137,38 @@ def from_hf(names: list, shapes: dict, config, read: Callable[[str], np.ndarray]
                 (("missing", missing), ("unexpected", extra), ("wrong shape", wrong)) if which]  # fmt: skip
     if problems:
         raise UserError(f"{where}: tensors do not fit its config.json; {'; '.join(problems)}")
-    params: dict = {}
+
+
+def from_hf(
+    names: list, shapes: dict, read: Callable[[str], np.ndarray]
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """Yields (our path, layer, array) of every parameter, float32, one HF tensor at a time; layer is None for what is
+    not stacked. read: HF name -> array."""
     for hf_name, path, turn in names:
-        ours = _at(shapes, path)
+        ours = at(shapes, path)
         if ours is None:
             continue
-        if "{i}" in hf_name:
-            array = np.stack([turn.to_ours(_float32(read(hf_name.format(i=i))), None) for i in range(ours.shape[0])])
+        for layer in range(ours.shape[0]) if "{i}" in hf_name else (None,):
+            array = _float32(read(hf_name if layer is None else hf_name.format(i=layer)))
+            yield path, layer, np.ascontiguousarray(turn.to_ours(array, None))
+
+
+def as_tree(parameters: Iterator[tuple[str, int | None, np.ndarray]]) -> dict:
+    """What `from_hf` yields as one dict, stacked."""
+    found: dict[str, list | np.ndarray] = {}
+    for path, layer, array in parameters:
+        if layer is None:
+            found[path] = array
         else:
-            array = np.ascontiguousarray(turn.to_ours(_float32(read(hf_name)), None))
-        _put(params, path, array)
-    return params
+            found.setdefault(path, []).append(array)
+    tree: dict = {}
+    for path, arrays in found.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = np.stack(arrays) if isinstance(arrays, list) else arrays
+    return tree
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

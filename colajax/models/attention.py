@@ -47,10 +47,10 @@ def attend(q, k, v, own_mask, context: KVCache | None, context_mask):
     Scores, softmax in float32. Returns (B, C, N, S, H, K) in q's dtype.
     """
     dtype, precision = q.dtype, precision_of(q.dtype)
-    q = q * np.asarray(q.shape[-1] ** -0.5, dtype)
+    scale = q.shape[-1] ** -0.5
 
     def scores_of(equation, keys, mask):
-        scores = jnp.einsum(equation, q, keys, precision=precision, preferred_element_type=jnp.float32)
+        scores = scale * jnp.einsum(equation, q, keys, precision=precision, preferred_element_type=jnp.float32)
         return scores if mask is None else jnp.where(mask[..., None, None, :], scores, MASKED)
 
     def values_of(equation, values):

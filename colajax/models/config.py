@@ -49,7 +49,7 @@ class VAEConfig:
     layer_norm_affine: bool = True
     encoder_last_ln: bool = True
     use_variation: bool = True
-    rope_theta: float = 500000
+    rope_theta: float = 500000.0
     rope_full_precision: bool = True
     scaling_factor: float = 1.0
     shifting_factor: float = 0.0

@@ -21,7 +21,9 @@ class Decoder(nnx.Module):
         )
         self.unpatch = layers.linear(dim, config.patch_size * dim, dtype=dtype, rngs=rngs)
         self.norm = layers.layer_norm(dim, eps=config.layer_norm_eps, dtype=dtype, rngs=rngs)
-        self.head = layers.linear(dim, config.vocab_size, bias=config.bias, dtype=dtype, rngs=rngs)
+        self.head = layers.linear(
+            dim, config.vocab_size, bias=config.bias, dtype=dtype, result=jnp.float32, rngs=rngs
+        )
 
     def hidden(self, z_BxLxD, *, lengths=None, positions=None, cache: KVCache | None = None, context_lengths=None):
         """Everything before the vocabulary. z: (B, L, D). Returns (h (B, T, M), keys and values of every layer).
@@ -43,4 +45,4 @@ class Decoder(nnx.Module):
     def __call__(self, z_BxLxD, **cached):
         """Logits (B, T, V) float32 and the keys and values (layers, B, L, H, K); arguments as in `hidden`."""
         h, kv = self.hidden(z_BxLxD, **cached)
-        return self.head(h).astype(jnp.float32), kv
+        return self.head(h), kv

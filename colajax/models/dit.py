@@ -100,7 +100,9 @@ class DiT(nnx.Module):
         )
         self.out_norm = layers.layer_norm(config.txt_dim, eps=config.norm_eps, **make)
         self.out_in = Modulation(config, 2 * config.txt_dim, **make)
-        self.head = layers.linear(config.txt_dim, config.txt_out_channels, kernel="velocity", **make)
+        self.head = layers.linear(
+            config.txt_dim, config.txt_out_channels, kernel="velocity", result=jnp.float32, **make
+        )
 
     def __call__(
         self, z_BxCxLxD, times_B, is_noisy_BxCxL, positions, *, lengths=None,
@@ -125,4 +127,4 @@ class DiT(nnx.Module):
 
         x, kv = layers.scan_layers(self.blocks, apply, self.latent_in(z_BxCxLxD), cache, remat=self.remat)
         x = modulate(self.out_norm(x), self.out_in(embedding, by_time))
-        return self.head(x).astype(jnp.float32), kv
+        return self.head(x), kv

@@ -39,11 +39,14 @@ def precision_of(dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def linear(inputs: int, outputs: int, *, dtype, rngs, bias=True, kernel="kernel", bias_init="bias") -> nnx.Linear:
-    """float32 parameters, compute in `dtype`; `kernel` and `bias_init` name rows of INIT."""
+def linear(
+    inputs: int, outputs: int, *, dtype, rngs, bias=True, kernel="kernel", bias_init="bias", result=None
+) -> nnx.Linear:  # fmt: skip
+    """float32 parameters, operands in `dtype`, the product in `result` (default `dtype`); `kernel` and `bias_init` name
+    rows of INIT. Heads give float32: what follows them (softmax, norm, loss) is float32."""
     return nnx.Linear(
         inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=jnp.float32, precision=precision_of(dtype),
-        kernel_init=INIT[kernel], bias_init=INIT[bias_init], rngs=rngs,
+        kernel_init=INIT[kernel], bias_init=INIT[bias_init], preferred_element_type=result, rngs=rngs,
     )  # fmt: skip
 
 
@@ -113,11 +116,11 @@ def scan_layers(stacked: nnx.Module, apply: Callable, x, xs=None, *, remat: str 
         layer_params, layer_xs = layer
         return apply(nnx.merge(graphdef, layer_params), x, layer_xs)
 
+    unrolled = jax.tree.leaves(params)[0].shape[0] <= UNROLLED_LAYERS
     if remat != "none":
-        # A scan body is compiled apart from its forward pass: common subexpressions are not shared between the two.
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    count = jax.tree.leaves(params)[0].shape[0]
-    return jax.lax.scan(body, x, (params, xs), unroll=count <= UNROLLED_LAYERS)
+        # In a loop the backward pass is apart from the forward pass; unrolled, the compiler would merge the two again.
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=unrolled)
+    return jax.lax.scan(body, x, (params, xs), unroll=unrolled)
 
 
 class Functional:

@@ -25,7 +25,9 @@ class Encoder(nnx.Module):
             lambda rngs: VAEBlock(config, dtype=dtype, rngs=rngs), config.encoder_num_blocks, rngs
         )
         outputs = (2 if config.use_variation else 1) * config.latent_dim
-        self.head = layers.linear(config.dim, outputs, bias=config.bias, dtype=dtype, rngs=rngs)
+        self.head = layers.linear(
+            config.dim, outputs, bias=config.bias, dtype=dtype, result=jnp.float32, rngs=rngs
+        )
         if config.encoder_last_ln:
             self.mean_norm = layers.layer_norm(
                 config.latent_dim, eps=config.layer_norm_eps, affine=False, dtype=jnp.float32, rngs=rngs
@@ -42,7 +44,7 @@ class Encoder(nnx.Module):
         x, _ = layers.scan_layers(
             self.blocks, lambda block, x, _: (block(x, positions, lengths=lengths)[0], None), x, remat=self.remat
         )
-        head = self.head(x).astype(jnp.float32)
+        head = self.head(x)
         mean, logvar = jnp.split(head, 2, axis=-1) if config.use_variation else (head, None)
         if config.encoder_last_ln:
             mean = self.mean_norm(mean)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from etils import epath
 
-from colajax.data.tokenizer import Tokenizer, load_tokenizer
+from colajax.data.tokenizer import Tokenizer, load_tokenizer, pad_id_of
 from colajax.errors import UserError
 from colajax.models.config import DiTConfig, VAEConfig, from_mapping
 from colajax.sampling.cola import Sampler
@@ -31,7 +31,7 @@ def load_run(workdir, step: int | None = None) -> LoadedRun:
     sampler = Sampler(
         from_mapping(VAEConfig, config["vae"], f"{workdir}: vae"),
         from_mapping(DiTConfig, config["dit"], f"{workdir}: dit"),
-        params["vae"], params["dit"], pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id,
+        params["vae"], params["dit"], pad_id=pad_id_of(tokenizer, config["vae"]["vocab_size"]), eos_id=tokenizer.eos_id,
         dtype=jnp.dtype(config["compute_dtype"]),
     )  # fmt: skip
     return LoadedRun(sampler, tokenizer, config, step)

@@ -17,6 +17,8 @@ class Stage:
     accumulation nor the number of devices changes the loss. Everything random is drawn in `examples`.
     """
 
+    vocab_size: int  # a tokenizer may have as many tokens
+    init_from: str = ""  # workdir of another run that this one begins with
     groups: tuple[str, ...]  # top-level parameter groups, each clipped and optimised on its own
     weights: Mapping[str, float]  # of the terms in the loss; the others are reported only
     DENOMINATORS: Mapping[str, str]  # term -> count; "latents" for a term that is not named
@@ -28,6 +30,14 @@ class Stage:
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters, {group: tree}."""
         raise NotImplementedError
+
+    def check_start(self, found: dict | None) -> None:
+        """Raises UserError unless a run can begin with the one of configuration `found` (of `init_from`; None: with
+        nothing)."""
+
+    def begin(self, params: dict, loaded: dict | None) -> tuple[dict, dict]:
+        """(parameters, frozen) before the first update, from fresh ones and, where init_from names a run, its own."""
+        return params, {}
 
     def examples(self, tokens, step, seed: int) -> dict:
         """Everything the loss of these samples depends on, arrays with leading axis B; tokens: (B, T)."""
@@ -73,5 +83,5 @@ def check_lengths(vae: VAEConfig, sequence_length: int) -> None:
     if sequence_length % unit:
         raise UserError(
             f"sequence_length is {sequence_length}: expected a multiple of patch_size * block_size = {unit}; "
-            f"the nearest are {sequence_length // unit * unit} and {(sequence_length // unit + 1) * unit}"
+            f"the next one is {(sequence_length // unit + 1) * unit}"
         )

@@ -18,14 +18,14 @@ from colajax.models.text_vae import normalise
 from colajax.objectives import elbo
 from colajax.objectives import flow_matching as fm
 from colajax.stages.base import Stage, latents_of
-from colajax.stages.flops import dit_flops, encoder_flops, vae_flops
+from colajax.stages.flops import dit_flops, encoder_flops
 from colajax.stages.vae import VAEPass
 
 TIME_BINS = 10
 
 
 class JointStage(Stage):
-    """Stage 2 as the loop sees it. `frozen` holds {"reference": the encoder of stage 1} when lambda_ref is not 0."""
+    """Stage 2 as the loop sees it. `frozen` holds {"reference": the encoder of stage 1} where the VAE is trained."""
 
     groups = ("vae", "dit")
     DENOMINATORS = VAEPass.DENOMINATORS | {
@@ -40,7 +40,8 @@ class JointStage(Stage):
         self.nominal_params = config.compute_params
         dtype = jnp.dtype(config.compute_dtype)
         self.model = Functional(lambda rngs: DiT(self.config, dtype=dtype, remat=config.remat, rngs=rngs))
-        self.model_configs = {"vae": self.vae.config, "dit": self.config}
+        self.vocab_size = self.vae.config.vocab_size
+        self.init_from, self.vae_config = config.init_from, config.vae.to_dict()
         self.weights = self._weights()
 
     def _weights(self) -> dict[str, float]:
@@ -72,6 +73,32 @@ class JointStage(Stage):
         vae_key, dit_key = jax.random.split(key)
         return {"vae": self.vae.model.init(vae_key), "dit": self.model.init(dit_key)}
 
+    def check_start(self, found: dict | None) -> None:
+        o = self.objective
+        if found is None:
+            if o.lambda_ref or not o.train_vae:
+                raise UserError(
+                    "config.init_from: expected the workdir of a stage 1 run (or lambda_ref 0 and train_vae True, to "
+                    "train all from scratch); pass --config.init_from=DIR"
+                )
+            return
+        if found["stage"] != "vae":
+            raise UserError(f"config.init_from: {self.init_from} is a run of stage {found['stage']!r}; expected 'vae'")
+        theirs = found["vae"] | {"fixed_log_snr": found["objective"]["fixed_log_snr"]}
+        ours = self.vae_config | {"fixed_log_snr": o.fixed_log_snr}
+        differ = [f"{k} is {ours.get(k)!r}, there {theirs.get(k)!r}" for k in sorted({*ours, *theirs})
+                  if ours.get(k) != theirs.get(k)]  # fmt: skip
+        if differ:
+            raise UserError(f"config.vae: differs from the stage 1 run {self.init_from} ({'; '.join(differ)})")
+
+    def begin(self, params: dict, loaded: dict | None) -> tuple[dict, dict]:
+        """The VAE of stage 1, a fresh prior. The reference is kept without lambda_ref too: its KL shows a collapse."""
+        params = params if loaded is None else {**params, "vae": loaded["vae"]}
+        if not self.objective.train_vae or not (self.init_from or self.objective.lambda_ref):
+            return params, {}
+        # A copy: the step donates the parameters' memory.
+        return params, {"reference": jax.tree.map(jnp.copy, params["vae"]["encoder"])}
+
     def examples(self, tokens, step, seed: int) -> dict:
         o, block_size = self.objective, self.config.block_size
         examples = self.vae.examples(tokens, step, seed)
@@ -98,7 +125,7 @@ class JointStage(Stage):
 
     def counts(self, examples: dict) -> dict:
         predicted = self._predicted(examples).sum(-1).astype(jnp.float32)
-        by_time = _time_bins(examples["time"]).T @ predicted
+        by_time = _exactly(_time_bins(examples["time"]).T, predicted)
         return self.vae.counts(examples) | {"noisy": predicted.sum(), "noisy_by_time": by_time}
 
     def terms(self, params, frozen, examples, trainable, diagnostics=False) -> dict:
@@ -132,12 +159,12 @@ class JointStage(Stage):
         terms = {
             "flow": error.sum(),
             "flow_floor": (fm.unit_floor(t) * predicted.sum(-1)).sum(),
-            "flow_by_time": _time_bins(t).T @ error,
+            "flow_by_time": _exactly(_time_bins(t).T, error),
         }
         if diagnostics:
             terms["flow_swapped"] = errors(jnp.roll(clean, 1, axis=0)).sum()
             flat = jnp.where(valid[..., None], z, 0).reshape(-1, z.shape[-1])
-            terms["z"], terms["z_outer"] = flat.sum(0), flat.T @ flat
+            terms["z"], terms["z_outer"] = flat.sum(0), _exactly(flat.T, flat)
         return terms
 
     def summarise(self, means: dict) -> dict[str, float]:
@@ -179,17 +206,18 @@ class JointStage(Stage):
     def flops(self, batch_size: int, trainable: tuple[str, ...]) -> float:
         vae, length = self.vae.config, self.sequence_length
         total = 3 * dit_flops(self.config, length // vae.patch_size)
-        if "vae" in trainable:
-            views = 1 + (1 / self.objective.mask_every if self.objective.mask_every else 0)
-            total += 3 * views * vae_flops(vae, length)
-        else:
-            total += encoder_flops(vae, length)
-        if self.objective.lambda_ref:
-            total += encoder_flops(vae, length)
+        total += self.vae.flops(length) if "vae" in trainable else encoder_flops(vae, length)
+        if self.objective.train_vae:
+            total += encoder_flops(vae, length)  # the reference
         return total * batch_size
 
     def compute_params(self) -> int:
         return self.nominal_params or sum(leaf.size for leaf in jax.tree.leaves(self.model.shapes()))
+
+
+def _exactly(a, b):
+    """A float32 product that no accelerator rounds: these are counts and statistics."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _time_bins(t_B):

@@ -27,6 +27,8 @@ class VAEPass:
         self.config: VAEConfig = from_mapping(VAEConfig, config.vae.to_dict(), "config.vae")
         self.objective = config.objective
         self.pad_id = pad_id
+        if self.objective.fixed_log_snr is not None and not self.config.use_variation:
+            raise UserError("config.objective.fixed_log_snr: expected None for a VAE without use_variation")
         check_lengths(self.config, config.sequence_length)
         check_micro_batch(config)
         dtype = jnp.dtype(config.compute_dtype)
@@ -61,6 +63,11 @@ class VAEPass:
         if self.objective.fixed_log_snr is not None:
             logvar = elbo.fixed_logvar(mean, self.objective.fixed_log_snr)
         return mean, logvar
+
+    def flops(self, tokens: int) -> float:
+        """One update's useful operations for a row of `tokens`, masked views included."""
+        views = 1 + (1 / self.objective.mask_every if self.objective.mask_every else 0)
+        return 3 * views * vae_flops(self.config, tokens)
 
     def terms(self, params: dict, examples: dict) -> tuple[dict, tuple]:
         """The sums of the VAE's terms, and (mean, logvar, z) of the clean rows, z as the prior sees it."""
@@ -146,7 +153,7 @@ class VAEStage(Stage):
         if not self.vae.config.use_variation and config.objective.beta:
             raise UserError("config.objective.beta: expected 0 for a VAE without use_variation, which has no KL")
         self.weights = {"reconstruction": 1.0, "kl": config.objective.beta, "mask": config.objective.lambda_mask}
-        self.model_configs = {"vae": self.vae.config}
+        self.vocab_size = self.vae.config.vocab_size
 
     def trainable(self, step: int) -> tuple[str, ...]:
         return self.groups
@@ -167,8 +174,7 @@ class VAEStage(Stage):
         return self.vae.summarise(means)
 
     def flops(self, batch_size: int, trainable: tuple[str, ...]) -> float:
-        views = 1 + (1 / self.vae.objective.mask_every if self.vae.objective.mask_every else 0)
-        return 3 * vae_flops(self.vae.config, self.sequence_length) * batch_size * views
+        return self.vae.flops(self.sequence_length) * batch_size
 
     def compute_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.vae.model.shapes()))

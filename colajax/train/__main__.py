@@ -7,8 +7,6 @@ a mistake in configuration or data, and 130 or 143 when stopped by a signal, aft
 import argparse
 import sys
 
-from flax import config as flax_config
-
 from colajax.errors import UserError, run_main
 from colajax.stages.joint import JointStage
 from colajax.stages.vae import VAEStage
@@ -31,7 +29,6 @@ def main() -> None:
     config = load_config(args.config, [argument.removeprefix("--config.") for argument in rest])
     if config.stage not in STAGES:
         raise UserError(f"config.stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
-    flax_config.update("flax_always_shard_variable", False)
     sys.exit(train(config, STAGES[config.stage], args.workdir))
 
 

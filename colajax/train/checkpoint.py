@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -18,7 +19,7 @@ def _as_tree(state: TrainState) -> dict:
 
 
 class Checkpoints:
-    """The checkpoints under a workdir. A step is saved whole or not at all: Orbax writes under a temporary name."""
+    """The checkpoints under a workdir. A step is saved whole or not at all: Orbax marks what is complete."""
 
     def __init__(self, workdir, *, keep_every: int):
         policies = ocp.checkpoint_managers
@@ -43,7 +44,8 @@ class Checkpoints:
         """The state saved at `step`, laid out as `like` (arrays or ShapeDtypeStructs)."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
-        return TrainState(**restored["state"])
+        # What an import wrote comes back as numpy.
+        return TrainState(**jax.tree.map(jnp.asarray, restored["state"]))
 
     def close(self) -> None:
         """Waits until everything that was begun is on disk."""
@@ -62,19 +64,23 @@ def run_config(workdir) -> dict:
 def latest_step(workdir) -> int | None:
     """The last whole checkpoint of a run, or None where there is none yet."""
     folder = epath.Path(workdir) / FOLDER
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
-    return max(steps, default=None)
+    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.exists() else None
+
+
+def checkpoint_step(workdir, step: int | None = None) -> int:
+    """`step`, or the latest by default. Raises UserError where the run has no such checkpoint."""
+    latest = latest_step(workdir)
+    if latest is None:
+        raise UserError(f"{workdir}: no checkpoint under {FOLDER}/; let the training save one first")
+    if step is not None and not (epath.Path(workdir) / FOLDER / str(step) / "state").exists():
+        raise UserError(f"{workdir}: no checkpoint of step {step}; the latest is {latest}")
+    return latest if step is None else step
 
 
 def read_params(workdir, step: int | None = None) -> tuple[int, dict]:
     """The parameters {group: tree} of a run's checkpoint as numpy arrays, with its step (the latest by default)."""
-    latest = latest_step(workdir)
-    if latest is None:
-        raise UserError(f"{workdir}: no checkpoint under {FOLDER}/; let the training save one first")
-    step = latest if step is None else step
+    step = checkpoint_step(workdir, step)
     folder = epath.Path(workdir).absolute() / FOLDER
-    if not (folder / str(step) / "state").exists():
-        raise UserError(f"{workdir}: no checkpoint of step {step}; the latest is {latest}")
     options = ocp.CheckpointManagerOptions(create=False)
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.CheckpointManager(folder, options=options, item_handlers={"state": handler}) as manager:

@@ -14,13 +14,15 @@ import ml_collections
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.files import write_whole
 
 # Keys that say where and how often, not what is computed; they may differ when a run goes on.
 OPERATIONAL = ("records", "log_every", "eval_every", "checkpoint_every", "keep_every", "remat", "accumulation_steps")
 
 
 def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
-    """The locked configuration of `spec` (FILE or FILE:VARIANT) after overrides such as "optimizer.peak=3e-4".
+    """The locked configuration of `spec` (FILE, FILE:VARIANT, or the config.json of a run) after overrides such as
+    "optimizer.peak=3e-4".
 
     Raises UserError on a file or variant that does not exist, an unknown key (with the nearest name) and a value of
     another type than the default's.
@@ -29,6 +31,22 @@ def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{file}: no such configuration file; configs/ lists the ones that ship")
+    config = _of_run(path) if path.suffix == ".json" else _of_file(path, spec, variant)
+    for override in overrides:
+        _override(config, override)
+    return config.lock()
+
+
+def _of_run(path: Path) -> ml_collections.ConfigDict:
+    try:
+        found = json.loads(path.read_text())
+        del found["facts"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: expected the config.json of a run's workdir") from None
+    return ml_collections.ConfigDict(found)
+
+
+def _of_file(path: Path, spec: str, variant: str) -> ml_collections.ConfigDict:
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(path.parent))  # a configuration may build on the one beside it
@@ -37,12 +55,9 @@ def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
     finally:
         sys.path.remove(str(path.parent))
     if variant not in module.VARIANTS:
-        known = ", ".join(f"{file}:{name}" for name in module.VARIANTS if name)
-        raise UserError(f"{spec}: no variant {variant!r}; expected {file} or one of {known}")
-    config = module.get_config(variant)
-    for override in overrides:
-        _override(config, override)
-    return config.lock()
+        known = ", ".join(f"{path}:{name}" for name in module.VARIANTS if name)
+        raise UserError(f"{spec}: no variant {variant!r}; expected {path} or one of {known}")
+    return module.get_config(variant)
 
 
 def _override(config: ml_collections.ConfigDict, override: str) -> None:
@@ -82,11 +97,15 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict) -> None:
     """Writes workdir/config.json, or checks the one that is there: the configuration and `facts` (digests of what the
-    run reads). Raises UserError naming the keys that differ: a run goes on with what it began with."""
+    run reads). Raises UserError naming the keys that differ: a run goes on with what it began with. An imported run has
+    met no records yet: it takes the first that it is given."""
     wanted = json.loads(json.dumps({**config.to_dict(), "facts": facts}))
     path = workdir / "config.json"
     if path.exists():
-        found, now = flatten(json.loads(path.read_text())), flatten(wanted)
+        kept = json.loads(path.read_text())
+        imported = kept["facts"].keys() != facts.keys()
+        kept["facts"] = {**wanted["facts"], **kept["facts"]}
+        found, now = flatten(kept), flatten(wanted)
         missing = object()
         differ = [
             k for k in sorted({*found, *now}) if found.get(k, missing) != now.get(k, missing) and k not in OPERATIONAL
@@ -94,8 +113,8 @@ def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: d
         if differ:
             shown = "; ".join(f"{k} was {found.get(k)!r}, is {now.get(k)!r}" for k in differ[:5])
             raise UserError(f"{workdir}: holds a run of another configuration ({shown}); use another --workdir")
-        return
+        if not imported:
+            return
+        wanted = kept | {"records": wanted["records"]}
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / "config.json.tmp"
-    partial.write_text(json.dumps(wanted, indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(wanted, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """The training loop, for every stage."""
 
-import hashlib
+import math
 import signal
 import sys
 import time
@@ -11,10 +11,12 @@ import numpy as np
 from etils import epath
 
 from colajax.data.loader import Loader
+from colajax.data.records import digest
 from colajax.errors import UserError
+from colajax.files import write_whole
 from colajax.keys import Purpose
 from colajax.train.checkpoint import Checkpoints, latest_step, read_params, run_config
-from colajax.train.config import flatten, keep_config
+from colajax.train.config import keep_config
 from colajax.train.metrics import MetricsWriter, Speed, progress_line
 from colajax.train.optimizer import make_optimizer
 from colajax.train.state import TrainState
@@ -33,37 +35,39 @@ def train(config, make_stage, workdir) -> int:
     loader = Loader(_records_folder(config), "train", config.batch_size, config.sequence_length, config.data_seed)
     held_out = Loader(config.records, "validation", config.batch_size, config.sequence_length, config.data_seed)
     metadata = loader.records.metadata
-    tokenizer = metadata["tokenizer"]
-    if tokenizer["vocab_size"] > config.vae.vocab_size:
-        raise UserError(
-            f"config.vae.vocab_size is {config.vae.vocab_size}: the tokenizer of {config.records} has "
-            f"{tokenizer['vocab_size']} tokens; set it to at least that"
-        )
+    tokenizer = loader.records.tokenizer()
 
     # ---- the run: configuration, stage, optimizer -------------------------------------------------------------------
-    stage = make_stage(config, tokenizer["pad_id"])
+    stage = make_stage(config, metadata["tokenizer"]["pad_id"])
+    if tokenizer.vocab_size > stage.vocab_size:
+        raise UserError(
+            f"vocab_size is {stage.vocab_size}: the tokenizer of {config.records} has {tokenizer.vocab_size} tokens; "
+            f"set --config.vae.vocab_size to at least that"
+        )
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, shapes, config.total_steps)
     workdir = epath.Path(workdir)
     start = latest_step(workdir)
-    if start is None and config.stage != "vae":
-        _check_stage_one(config, tokenizer)
-    keep_config(workdir, config, {"tokenizer": tokenizer["digest"], "records": _digest(metadata)})
-    _keep_tokenizer(workdir, epath.Path(config.records) / tokenizer["file"])
+    if start is None:
+        _check_start(stage, tokenizer.digest)
+    keep_config(workdir, config, {"tokenizer": tokenizer.digest, "records": digest(metadata)})
+    kept = workdir / tokenizer.path.name
+    if not kept.exists():
+        write_whole(kept, tokenizer.path.read_bytes())
 
     # ---- parameters, in order of priority: this run's checkpoint; a stage 1 run; fresh -------------------------------
     checkpoints = Checkpoints(workdir, keep_every=config.keep_every)
     if start is None:
-        state = _fresh_state(stage, optimizer, config)
+        state = fresh_state(stage, optimizer, config)
     else:
-        like = jax.eval_shape(lambda: _fresh_state(stage, optimizer, config, read_stage_one=False))
+        like = jax.eval_shape(lambda: fresh_state(stage, optimizer, config, read=False))
         state = checkpoints.restore(start, like)
         print(f"{workdir}: going on from step {start}", flush=True)
     start = start or 0
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
     train_step = make_train_step(stage, optimizer, seed=config.seed, parts=config.accumulation_steps)
-    evaluate = make_evaluation(stage, seed=config.seed)
+    evaluate = make_evaluation(stage)
     eval_batches = _eval_batches(held_out, config)
     writer, speed = MetricsWriter(workdir, start), Speed(start, config.total_steps)
     tokens_per_step = config.batch_size * config.sequence_length
@@ -71,6 +75,12 @@ def train(config, make_stage, workdir) -> int:
 
     def report(step, means):
         scalars = stage.summarise(jax.device_get(means)) | {"eflops": eflops_per_step * step}
+        if not math.isfinite(scalars["loss"]):
+            checkpoints.close()
+            raise UserError(
+                f"{workdir}: the loss is {scalars['loss']} at step {step}; the last checkpoint is of step "
+                f"{latest_step(workdir)}; go on from a lower learning rate in a new --workdir"
+            )
         writer.write(step, "train", scalars)
         rates = speed.measure(step, tokens_per_step)
         writer.board_only(step, rates)
@@ -150,57 +160,28 @@ def _records_folder(config) -> str:
     return config.records
 
 
-def _digest(metadata: dict) -> str:
-    parts = [metadata["tokenizer"]["digest"], metadata["sequence_length"], metadata["settings"], metadata["source"]]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _keep_tokenizer(workdir: epath.Path, tokenizer: epath.Path) -> None:
-    target = workdir / tokenizer.name
-    if not target.exists():
-        partial = workdir / f"{tokenizer.name}.tmp"
-        tokenizer.copy(partial, overwrite=True)
-        partial.replace(target)
-
-
-def _check_stage_one(config, tokenizer: dict) -> None:
-    """Raises UserError unless stage 2 has a stage 1 run that fits it, or asks for none."""
-    if not config.init_from:
-        if config.objective.lambda_ref or not config.objective.train_vae:
-            raise UserError(
-                "config.init_from: expected the workdir of a stage 1 run (or lambda_ref 0 and train_vae True, to train "
-                "all from scratch); pass --config.init_from=DIR"
-            )
+def _check_start(stage, tokenizer_digest: str) -> None:
+    """Raises UserError unless the run that the stage begins with is there and fits."""
+    source = stage.init_from
+    found = run_config(source) if source else None
+    stage.check_start(found)
+    if found is None:
         return
-    found = run_config(config.init_from)
-    if found["stage"] != "vae":
-        raise UserError(f"config.init_from: {config.init_from} is a run of stage {found['stage']!r}; expected 'vae'")
-    theirs, ours = flatten(found["vae"]), flatten(config.vae.to_dict())
-    differ = [
-        f"{k} is {ours.get(k)!r}, there {theirs.get(k)!r}"
-        for k in sorted({*ours, *theirs})
-        if ours.get(k) != theirs.get(k)
-    ]
-    if differ:
-        raise UserError(f"config.vae: differs from the stage 1 run {config.init_from} ({'; '.join(differ)})")
-    if found["facts"]["tokenizer"] != tokenizer["digest"]:
-        raise UserError(f"{config.init_from}: trained with another tokenizer than the one of {config.records}")
-    if latest_step(config.init_from) is None:
-        raise UserError(f"{config.init_from}: no checkpoint there yet; let stage 1 save one first")
+    if found["facts"]["tokenizer"] != tokenizer_digest:
+        raise UserError(f"{source}: trained with another tokenizer than the one of the records")
+    if latest_step(source) is None:
+        raise UserError(f"{source}: no checkpoint there yet; let that run save one first")
 
 
-def _fresh_state(stage, optimizer, config, read_stage_one: bool = True) -> TrainState:
-    """The state before the first update; without reading stage 1, its shapes alone."""
+def fresh_state(stage, optimizer, config, *, read: bool = True) -> TrainState:
+    """The state before the first update; without reading what it begins with, its shapes alone."""
     params = jax.jit(stage.init)(jax.random.fold_in(jax.random.key(config.seed), int(Purpose.INIT)))
-    init_from = config.get("init_from", "")
-    if init_from and read_stage_one:
-        step, loaded = read_params(init_from)
-        params["vae"] = jax.tree.map(jnp.asarray, loaded["vae"])
-        print(f"VAE from {init_from}, step {step}", flush=True)
-    frozen = {}
-    if init_from and config.objective.lambda_ref:
-        # A copy: the step donates the parameters' memory.
-        frozen["reference"] = jax.tree.map(jnp.copy, params["vae"]["encoder"])
+    loaded = None
+    if stage.init_from and read:
+        step, loaded = read_params(stage.init_from)
+        loaded = jax.tree.map(jnp.asarray, loaded)
+        print(f"{', '.join(loaded)} from {stage.init_from}, step {step}", flush=True)
+    params, frozen = stage.begin(params, loaded)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen)
 
 

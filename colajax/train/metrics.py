@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from colajax.files import write_whole
+
 # Dense bfloat16 peak of one chip (jax device), FLOP/s, by a part of its device_kind; the makers' data sheets.
 PEAK_FLOPS = (
     ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("TPU v5", 459e12), ("TPU v6", 918e12),
@@ -58,9 +60,7 @@ class MetricsWriter:
             self._board.add_scalar(f"speed/{name}", value, step)
 
     def flush(self) -> None:
-        partial = self._path.parent / "metrics.jsonl.tmp"
-        partial.write_text("".join(line + "\n" for line in self._lines))
-        partial.replace(self._path)
+        write_whole(self._path, "".join(line + "\n" for line in self._lines))
         self._board.flush()
 
     def close(self) -> None:

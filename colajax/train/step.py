@@ -63,13 +63,16 @@ def make_train_step(stage, optimizer: Optimizer, *, seed: int, parts: int):
     return train_step
 
 
-def make_evaluation(stage, *, seed: int):
+EVALUATION_SEED = 2**31 - 1  # its own: an evaluation of batch i must not draw what step i draws
+
+
+def make_evaluation(stage):
     """Returns evaluate(state, batches): the means of the terms over held-out rows, a list of (B, T) int32 batches, with
     noise that is the same at every call; numpy."""
 
     @jax.jit
     def sums_and_counts(params, frozen, tokens, index):
-        examples = stage.examples(tokens, index, seed)
+        examples = stage.examples(tokens, index, EVALUATION_SEED)
         terms = stage.terms(params, frozen, examples, (), True)
         return terms, stage.counts(examples)
 

@@ -1,0 +1,176 @@
+"""Whether an export computes what the run computes: the same inputs through JAX and the exported PyTorch classes.
+
+Needs torch and transformers (the extra "torch").
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from colajax.data.tokenizer import pad_id_of
+from colajax.errors import UserError
+from colajax.hf import layout, shards
+from colajax.hf.export import MANIFEST
+from colajax.models.config import from_mapping
+from colajax.sampling.cola import Sampler, SamplingSettings
+from colajax.sampling.load import run_tokenizer
+from colajax.train.checkpoint import read_params, run_config
+
+CERTIFICATE = "certificate.json"
+TOLERANCE = 1e-4
+_ROWS, _BLOCKS = 2, 3  # of the inputs
+_PACKAGES = ("colajax", "jax", "flax", "torch", "transformers", "numpy")
+
+
+class Difference(NamedTuple):
+    """A row of the table: the largest absolute difference, or a count of what differs."""
+
+    what: str
+    largest: float
+
+
+def verify(workdir, hf: pathlib.Path, *, tolerance: float = TOLERANCE) -> list[Difference]:
+    """Compares, in float32, and writes certificate.json into `hf`. Raises UserError above `tolerance`, the certificate
+    saying so. Weights are compared as the export holds them: rounded, where it is bfloat16."""
+    path = hf / MANIFEST
+    if not path.exists():
+        raise UserError(f"{hf}: no {MANIFEST} there; expected a folder that tools/export_hf.py wrote")
+    manifest = json.loads(path.read_text())
+    table = [Difference("tensors that differ from the manifest", _wrong_digests(hf, manifest))]
+    if not table[0].largest:
+        table += _compare(workdir, hf, manifest)
+    failed = [row.what for row in table if not row.largest <= tolerance]
+    certificate = {
+        "passed": not failed,
+        "tolerance": tolerance,
+        "step": manifest["step"],
+        "differences": {row.what: row.largest for row in table},
+        "manifest_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+    }
+    partial = hf / f"{CERTIFICATE}.tmp-{os.getpid()}"
+    partial.write_text(json.dumps(certificate, indent=2) + "\n")
+    partial.replace(hf / CERTIFICATE)
+    width = max(len(row.what) for row in table)
+    print("\n".join(f"{row.what:<{width}}  {row.largest:.3g}" for row in table), flush=True)
+    if failed:
+        raise UserError(f"{hf}: differs from {workdir} by more than {tolerance:g} in {', '.join(failed)}")
+    return table
+
+
+def _wrong_digests(hf: pathlib.Path, manifest: dict) -> int:
+    """How many tensors of the files are not what the manifest says, missing and unknown ones included."""
+    found = {}
+    for file in sorted(hf.glob("cola_*/*.safetensors")):
+        with safetensors.safe_open(str(file), framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (a safetensors handle is no mapping)
+                data = tensors.get_tensor(name).reshape(-1).view(np.uint8)
+                found[f"{file.parent.name}/{name}"] = hashlib.sha256(data).hexdigest()
+    return len({*found.items()} ^ {*manifest["sha256"].items()})
+
+
+def _compare(workdir, hf: pathlib.Path, manifest: dict) -> list[Difference]:
+    config = run_config(workdir)
+    _, params = read_params(workdir, manifest["step"])
+    dtype = shards.DTYPES[manifest["dtype"]]
+    params = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params)
+    config_of = lambda g: from_mapping(layout.KINDS[g].config_class, config[g], f"{workdir}: {g}")  # noqa: E731
+    configs = {group: config_of(group) for group in params}
+    rng = np.random.default_rng(0)
+    model = _load(hf if "dit" in params else hf / layout.VAE.folder)
+    table = _compare_vae(configs["vae"], params["vae"], model.vae if "dit" in params else model, rng)
+    if "dit" in params:
+        table += _compare_dit(configs["dit"], params["dit"], model.dit, rng)
+        tokenizer = run_tokenizer(workdir)
+        pad = pad_id_of(tokenizer, configs["vae"].vocab_size)
+        sampler = Sampler(
+            configs["vae"], configs["dit"], params["vae"], params["dit"], pad_id=pad, eos_id=tokenizer.eos_id
+        )
+        table += _compare_generation(sampler, model, rng)
+    return table
+
+
+def _load(folder: pathlib.Path):
+    """The model as a user loads it, in float32."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.AutoModel.from_pretrained(
+        str(folder), trust_remote_code=True, local_files_only=True, dtype=torch.float32
+    ).eval()
+
+
+def _difference(ours, theirs) -> float:
+    return float(np.abs(np.asarray(ours) - theirs.detach().numpy()).max())
+
+
+def _compare_vae(config, params: dict, model, rng) -> list[Difference]:
+    import torch
+
+    tokens = rng.integers(0, config.vocab_size, (_ROWS, _BLOCKS * config.block_size * config.patch_size))
+    tokens[:, 1] = config.mask_id
+    z = rng.standard_normal((_ROWS, _BLOCKS * config.block_size, config.latent_dim)).astype(np.float32)
+    vae = layout.functional(layout.VAE, config)
+
+    @jax.jit
+    def outputs(params, tokens, z):
+        module = vae.bind(params)
+        return *module.encoder(tokens), module.decoder(z)[0]
+
+    mean, logvar, logits = outputs(params, tokens, z)
+    with torch.no_grad():
+        their_mean, their_logvar = model.encode(torch.from_numpy(tokens))
+        their_logits = model.decode(torch.from_numpy(z))
+    table = [Difference("encode: mean", _difference(mean, their_mean))]
+    if logvar is not None:
+        table.append(Difference("encode: log-variance", _difference(logvar, their_logvar)))
+    return [*table, Difference("decode: logits", _difference(logits, their_logits))]
+
+
+def _compare_dit(config, params: dict, model, rng) -> list[Difference]:
+    import torch
+
+    shape = (_ROWS, _BLOCKS * config.block_size, config.txt_in_channels)
+    z0, zt = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    times = rng.uniform(0.1, 1, _ROWS).astype(np.float32)
+    is_noisy = np.ones(shape[:2], bool)
+    is_noisy[0, :2] = False  # as where a prompt ends inside a block
+    dit = layout.functional(layout.DIT, config)
+
+    @jax.jit
+    def velocity(params, z, times, is_noisy):
+        return dit.bind(params)(z, times, is_noisy, jnp.arange(z.shape[2]))[0]
+
+    both = np.stack([np.zeros_like(is_noisy), is_noisy], 1)
+    ours = np.asarray(velocity(params, np.stack([z0, zt], 1), times, both))
+    with torch.no_grad():
+        clean, noisy = model.two_copies(*map(torch.from_numpy, (z0, zt, np.where(is_noisy, 1000 * times[:, None], 0))))
+    return [
+        Difference("velocity: clean", _difference(ours[:, 0], clean)),
+        Difference("velocity: noisy", _difference(ours[:, 1], noisy)),
+    ]
+
+
+def _compare_generation(sampler: Sampler, model, rng) -> list[Difference]:
+    """Two blocks, greedy, from the same noise; an empty prompt, one inside a block, one of a block and a part."""
+    config, width = sampler.vae_config, sampler.block_tokens
+    lengths = (0, max(1, width // 2), width + max(1, width // 4))
+    prompts = [rng.integers(0, config.vocab_size, length).tolist() for length in lengths]
+    noise = rng.standard_normal((2, len(prompts), config.block_size, config.latent_dim)).astype(np.float32)
+    settings = {"steps": 4, "guidance": 1.5, "temperature": 0.0, "repetition_penalty": 1.1}
+    ours = list(sampler.blocks(prompts, SamplingSettings(**settings), 2, noise=noise))
+    all_settings = model.settings(**settings)
+    del all_settings["max_new_tokens"]
+    theirs = list(model.generate_blocks(prompts, 2, noise=noise, **all_settings))
+    logits = max(_difference(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True))
+    tokens = sum(int((np.asarray(a) != b.numpy()).sum()) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+    return [Difference("generation: logits", logits), Difference("generation: tokens that differ", tokens)]

@@ -1,0 +1,132 @@
+"""A run's checkpoint as a folder that stands on its own: the released layout, PyTorch classes, tokenizer, card."""
+
+import datetime
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+from colajax.data.tokenizer import SentencePieceTokenizer, Tokenizer, pad_id_of
+from colajax.errors import UserError
+from colajax.hf import layout
+from colajax.hf.model_card import model_card
+from colajax.hf.tokenizer_json import tokenizer_config, tokenizer_json
+from colajax.models.config import from_mapping
+from colajax.train.checkpoint import run_config
+from colajax.train.stored import open_arrays
+
+_CODE = pathlib.Path(__file__).parent / "pytorch"
+# What each folder's classes import, and transformers' names for them.
+_SHARED = ("configuration_cola.py", "layers_cola.py")
+_PART_CODE = {
+    "vae": ((*_SHARED, "modeling_cola_text_vae.py"), "ColaTextVAEConfig", "modeling_cola_text_vae.ColaTextVAEModel"),
+    "dit": ((*_SHARED, "modeling_cola_dit.py"), "ColaDiTConfig", "modeling_cola_dit.ColaDiTModel"),
+}
+_WHOLE_CODE = (
+    *_SHARED, "modeling_cola_text_vae.py", "modeling_cola_dit.py", "generation_cola.py", "modeling_cola.py",
+)  # fmt: skip
+MANIFEST = "manifest.json"
+IMPORTED = "imported.json"  # in a workdir: what an import found in config.json and keeps for an export
+
+
+def export(
+    workdir, out, tokenizer: Tokenizer, settings: dict, *, step: int | None = None, dtype: str = "float32",
+    check: Callable[[pathlib.Path], None] | None = None,
+) -> int:  # fmt: skip
+    """Exports the checkpoint of `step` (the latest by default) to the local folder `out` and returns the step.
+
+    `out` must not exist; it appears when everything is in it and `check`, given the finished folder, has not raised.
+    settings: of generation, as generation_config.json is to have them. Raises UserError on a run or a tokenizer that
+    cannot be exported.
+    """
+    if "://" in str(out):
+        raise UserError(f"{out}: expected a local folder; export there, then copy it")
+    out = pathlib.Path(out)
+    if out.exists():
+        raise UserError(f"{out}: exists; remove it or name another folder")
+    config = run_config(workdir)
+    step, params = open_arrays(workdir, step)
+    written_tokenizer = tokenizer_json(tokenizer)
+    _remove_abandoned(out)
+    partial = out.parent / f"{out.name}.tmp-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        digests = _write_models(partial, workdir, config, params, dtype)
+        (partial / "tokenizer.json").write_text(written_tokenizer)
+        _write_json(partial / "tokenizer_config.json", tokenizer_config(tokenizer, written_tokenizer))
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            # An import finds the very tokenizer that the records were made with.
+            (partial / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
+        if "dit" in params:
+            _write_whole(partial, config, tokenizer, settings, dtype)
+        (partial / "README.md").write_text(model_card(workdir, config, step, dtype, list(params)))
+        made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        manifest = {"format_version": 1, "step": step, "dtype": dtype, "made": made, "sha256": digests}
+        _write_json(partial / MANIFEST, manifest)
+        if check is not None:
+            check(partial)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return step
+
+
+def _write_models(partial: pathlib.Path, workdir, config: dict, params: dict, dtype: str) -> dict[str, str]:
+    """The folder of each part. Returns {"cola_vae/encoder.wte.weight": sha256, ...}."""
+    kept = pathlib.Path(workdir) / IMPORTED
+    imported = json.loads(kept.read_text()) if kept.exists() else {}
+    digests = {}
+    for group, tree in params.items():
+        if group not in layout.KINDS:
+            raise UserError(f"{workdir}: a parameter group {group!r}; an export knows {', '.join(layout.KINDS)}")
+        kind = layout.KINDS[group]
+        code, config_class, model_class = _PART_CODE[group]
+        found = imported.get(kind.folder, {})
+        saved = layout.save(
+            kind, from_mapping(kind.config_class, config[group], f"{workdir}: {group}"), tree, partial / kind.folder,
+            dtype=dtype, found=found.get("config"), tables=layout.as_tables(found.get("tables", {})),
+            auto_map={"AutoConfig": f"configuration_cola.{config_class}", "AutoModel": model_class},
+        )  # fmt: skip
+        digests |= {f"{kind.folder}/{name}": digest for name, digest in saved.items()}
+        for file in code:
+            shutil.copy(_CODE / file, partial / kind.folder)
+    return digests
+
+
+def _write_whole(partial: pathlib.Path, config: dict, tokenizer: Tokenizer, settings: dict, dtype: str) -> None:
+    """What makes one model of the two parts: its configuration, its classes, its generation settings."""
+    special = {"pad_token_id": pad_id_of(tokenizer, config["vae"]["vocab_size"]), "eos_token_id": tokenizer.eos_id}
+    whole = {
+        "model_type": "cola_dlm",
+        "architectures": ["ColaModel"],
+        "auto_map": {"AutoConfig": "configuration_cola.ColaConfig", "AutoModel": "modeling_cola.ColaModel"},
+        "dtype": dtype,
+        **special,
+    }
+    _write_json(partial / "config.json", whole)
+    _write_json(partial / "generation_config.json", settings | special | {"do_sample": True})
+    for file in _WHOLE_CODE:
+        shutil.copy(_CODE / file, partial)
+
+
+def _write_json(path: pathlib.Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _remove_abandoned(out: pathlib.Path) -> None:
+    """Removes what exports to `out` left that were killed: their process is no more."""
+    for path in out.parent.glob(f"{out.name}.tmp-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdigit() and not _runs(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,116 @@
+"""A checkpoint in the released layout as a run: what training goes on from, and generation and evaluation read."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from colajax.data.tokenizer import Tokenizer, load_tokenizer, pad_id_of
+from colajax.errors import UserError
+from colajax.hf import layout, names
+from colajax.hf.export import IMPORTED
+from colajax.stages.joint import JointStage
+from colajax.stages.vae import VAEStage
+from colajax.train.loop import fresh_state
+from colajax.train.optimizer import make_optimizer
+from colajax.train.stored import create_zeros, open_arrays
+
+STAGES = {"vae": VAEStage, "joint": JointStage}
+
+
+def groups_in(hf) -> dict[str, pathlib.Path]:
+    """The parameter groups that a checkpoint holds, with their folders. UserError where there is no text VAE."""
+    found = {group: pathlib.Path(hf) / kind.folder for group, kind in layout.KINDS.items()}
+    found = {group: folder for group, folder in found.items() if folder.is_dir()}
+    if "vae" not in found:
+        raise UserError(f"{hf}: no {layout.VAE.folder}/ there; expected a checkpoint in the released layout")
+    return found
+
+
+def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
+    """Makes `workdir`, a run at `step`, from the checkpoint in the local folder `hf`, one tensor at a time.
+
+    config: of the stage that the checkpoint fits; its model sections give way to the checkpoint's. The optimizer's
+    state is fresh, and the frozen encoder of stage 2 is the imported one. The records are those of the first training.
+    Raises UserError on anything that does not fit; `workdir`, which must not exist, appears when complete.
+    """
+    workdir = pathlib.Path(workdir)
+    if workdir.exists():
+        raise UserError(f"{workdir}: exists; remove it or name another folder")
+    folders = groups_in(hf)
+    opened = {group: layout.open_model(layout.KINDS[group], folder) for group, folder in folders.items()}
+    expected = "joint" if "dit" in opened else "vae"
+    if config.stage != expected:
+        raise UserError(f"{hf}: fits a configuration of stage {expected!r}, this one is of {config.stage!r}")
+    config = ConfigDict(config.to_dict())
+    for group, model in opened.items():
+        config[group] = dataclasses.asdict(model.config)
+    tokenizer = _tokenizer(pathlib.Path(hf))
+
+    def write(partial: pathlib.Path) -> None:
+        for group, model in opened.items():
+            write_group(partial, group, names.from_hf(layout.KINDS[group].names, model.shapes, model.read))
+        kept = {layout.KINDS[group].folder: {"config": model.json, "tables": layout.as_lists(model.tables)}
+                for group, model in opened.items()}  # fmt: skip
+        (partial / IMPORTED).write_text(json.dumps(kept, indent=2) + "\n")
+
+    make_run(workdir, config, tokenizer, write, step=step)
+
+
+def make_run(
+    workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenizer, write: Callable[[pathlib.Path], None], *,
+    step: int = 0,
+) -> None:  # fmt: skip
+    """Makes `workdir`, a run at `step` whose optimizer is fresh; `write`, given the unfinished folder with a checkpoint
+    of zeros, fills in the parameters. Raises UserError on a configuration that does not fit itself or the tokenizer."""
+    config = ConfigDict(config.to_dict())
+    config.init_from = ""
+    if not 0 <= step < config.total_steps:
+        raise UserError(f"step is {step}: expected 0 to config.total_steps - 1 ({config.total_steps - 1})")
+    vocabulary = config.vae.vocab_size
+    if tokenizer.vocab_size > vocabulary:
+        raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the VAE's vocabulary has only {vocabulary}")
+    stage = STAGES[config.stage](config, pad_id_of(tokenizer, vocabulary))
+    params = jax.eval_shape(stage.init, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, params, config.total_steps)
+    shapes = jax.eval_shape(lambda: fresh_state(stage, optimizer, config, read=False))
+    partial = workdir.parent / f"{workdir.name}.tmp-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        create_zeros(partial, dataclasses.replace(shapes, step=step))
+        write(partial)
+        (partial / tokenizer.path.name).write_bytes(tokenizer.path.read_bytes())
+        facts = {"tokenizer": tokenizer.digest}
+        (partial / "config.json").write_text(json.dumps({**config.to_dict(), "facts": facts}, indent=2) + "\n")
+        partial.rename(workdir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_group(
+    workdir: pathlib.Path, group: str, parameters: Iterable[tuple[str, int | None, np.ndarray]]
+) -> None:
+    """Writes (path, layer, array), as `names.from_hf` yields them, into the parameters of one group; the encoder also
+    where the stage keeps a frozen one."""
+    _, params = open_arrays(workdir, write=True)
+    _, frozen = open_arrays(workdir, part="frozen", write=True)
+    for path, layer, array in parameters:
+        targets = [names.at(params[group], path)]
+        if group == "vae" and path.startswith("encoder/") and "reference" in frozen:
+            targets.append(names.at(frozen["reference"], path.removeprefix("encoder/")))
+        for target in targets:
+            target[... if layer is None else layer] = array
+
+
+def _tokenizer(hf: pathlib.Path) -> Tokenizer:
+    """An export's own .model is what its records were made with; the .json is a conversion of it."""
+    for name in ("tokenizer.model", "tokenizer.json"):
+        if (hf / name).exists():
+            return load_tokenizer(hf / name)
+    raise UserError(f"{hf}: no tokenizer.json there; expected one beside {layout.VAE.folder}/")

@@ -1,0 +1,88 @@
+"""README.md of an export, filled from the run."""
+
+import json
+import pathlib
+
+from etils import epath
+
+_USE = '''## Use
+
+Needs torch and transformers, and nothing else.
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+prompts = ["Once upon a time", "The weather today"]
+answers = model.generate(tokenizer(prompts, add_special_tokens=False)["input_ids"], max_new_tokens=32)
+for prompt, answer in zip(prompts, answers):
+    print(prompt + tokenizer.decode(answer))
+```
+
+`generate(input_ids, attention_mask=None, *, noise=None, **settings)` returns the new token ids of each prompt: exactly
+max_new_tokens, or fewer where the end token comes first. Settings: max_new_tokens, steps (Euler steps a block),
+guidance (1 is none), temperature (0 takes the best token), top_k, top_p, repetition_penalty, seed; their defaults are
+in generation_config.json. `noise` (blocks, batch, block_size, latent_dim) replaces what is drawn. `model.vae.encode`
+and `model.vae.decode` are the text VAE, `model.dit` is the prior. `AutoModel` loads `cola_vae/` and `cola_dit/` alone
+too.
+'''
+_USE_VAE = '''## Use
+
+Needs torch and transformers, and nothing else.
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+vae = AutoModel.from_pretrained("{name}/cola_vae", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+```
+
+`vae.encode(input_ids)` gives the mean and log-variance of the latents, `vae.decode(z)` token logits.
+'''
+
+
+def model_card(workdir, config: dict, step: int, dtype: str, groups: list[str]) -> str:
+    """The card of a run's export. workdir: its metrics are read up to `step`, if it has any."""
+    whole = "dit" in groups
+    what = "text VAE and block-causal DiT prior" if whole else "text VAE (stage 1)"
+    lines = ["---", "library_name: transformers", "tags: [cola-dlm]", "---", "", f"# Cola DLM: {what}", ""]
+    lines += ["A continuous latent diffusion language model (arXiv:2605.06548), exported by colajax.", ""]
+    lines += [(_USE if whole else _USE_VAE).format(name="PATH_OF_THIS_FOLDER"), "## Training", ""]
+    tokens = step * config["batch_size"] * config["sequence_length"]
+    train, evaluation = _metrics(workdir, step)
+    facts = {
+        "stage": config["stage"],
+        "steps": f"{step:,} of {config['total_steps']:,}",
+        "tokens": f"{tokens:,} (batch {config['batch_size']} x {config['sequence_length']})",
+        "EFLOPs": f"{train['eflops']:.4g}" if "eflops" in train else "not recorded",
+        "data": ", ".join(_sources(config)) or "not recorded",
+        "weights here": dtype,
+    }
+    lines += ["| | |", "|-|-|", *(f"| {key} | {value} |" for key, value in facts.items()), ""]
+    for title, figures in (("Last training step logged", train), ("Last evaluation", evaluation)):
+        shown = {k: v for k, v in figures.items() if isinstance(v, float)}
+        if shown:
+            lines += [f"### {title}: step {figures['step']:,}", "", "| | |", "|-|-|"]
+            lines += [*(f"| {key} | {value:.5g} |" for key, value in shown.items()), ""]
+    kept = {key: value for key, value in config.items() if key not in ("records", "init_from", "facts")}
+    lines += ["## Configuration", "", "```json", json.dumps(kept, indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def _metrics(workdir, step: int) -> tuple[dict, dict]:
+    """The last lines of training and of evaluation in the run's metrics, up to `step`."""
+    found: dict[str, dict] = {"train": {}, "eval": {}}
+    path = epath.Path(workdir) / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        if entry["step"] <= step:
+            found[entry["kind"]] = entry
+    return found["train"], found["eval"]
+
+
+def _sources(config: dict) -> list[str]:
+    """Names of the files that the records were made from, where the records can still be read."""
+    path = epath.Path(config["records"] or ".") / "metadata.json"
+    sources = json.loads(path.read_text())["source"] if path.exists() else []
+    return [pathlib.PurePath(source["file"]).name for source in sources]

@@ -1,0 +1,27 @@
+"""Compares an export with its run: the same inputs through JAX and through the exported PyTorch classes.
+
+python tools/verify_export.py --workdir RUN --hf DIR [--tolerance 1e-4]
+
+Prints the largest difference of encoding, decoding, velocity and a short generation from the same noise, and writes
+certificate.json into DIR. Status 2 above the tolerance. Needs torch and transformers (pip install '.[torch]').
+"""
+
+import argparse
+import pathlib
+
+from colajax.errors import run_main
+from colajax.evals.export_parity import CERTIFICATE, TOLERANCE, verify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--workdir", required=True, help="the run that was exported")
+    parser.add_argument("--hf", required=True, help="what tools/export_hf.py wrote")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"default {TOLERANCE:g}")
+    args = parser.parse_args()
+    verify(args.workdir, pathlib.Path(args.hf), tolerance=args.tolerance)
+    print(f"{args.hf}/{CERTIFICATE}: passed")
+
+
+if __name__ == "__main__":
+    run_main(main)
