@@ -149,7 +149,7 @@ def test_a_missing_file_and_an_unknown_variant():
 @pytest.mark.parametrize(
     ("stage", "overrides", "parts"),
     [
-        ("vae", ["vae.block_size=12"], ["sequence_length is 32", "patch_size * block_size = 12", "36", "36"]),
+        ("vae", ["vae.block_size=12"], ["sequence_length is 32", "patch_size * block_size = 12", "36"]),
         ("vae", ["vae.vocab_size=100"], ["config.vae.vocab_size is 100", "500 tokens"]),
         ("vae", ["batch_size=6"], ["batch_size is 6", "accumulation_steps * mask_every = 1 * 4"]),
         ("vae", ["accumulation_steps=3"], ["batch_size is 8", "3 * 4"]),

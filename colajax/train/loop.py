@@ -41,8 +41,8 @@ def train(config, make_stage, workdir) -> int:
     stage = make_stage(config, metadata["tokenizer"]["pad_id"])
     if tokenizer.vocab_size > stage.vocab_size:
         raise UserError(
-            f"config.vae.vocab_size is {stage.vocab_size}: the tokenizer of {config.records} has {tokenizer.vocab_size} tokens; "
-            f"set it to at least that"
+            f"config.vae.vocab_size is {stage.vocab_size}: the tokenizer of {config.records} has "
+            f"{tokenizer.vocab_size} tokens; set it to at least that"
         )
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, shapes, config.total_steps)
