@@ -16,6 +16,7 @@ The paper's variants, as overrides (--config.KEY=VALUE):
   without L_mask               objective.mask_every=0
   uniform time                 objective.time_distribution=uniform
   block size 64                vae.block_size=64 dit.block_size=64 (stage 1 too)
+  patch size 2                 vae.patch_size=2 (stage 1 too)
   latent dimension 64          vae.latent_dim=64 dit.txt_in_channels=64 dit.txt_out_channels=64
                                objective.time_loc=1.7 (stage 1 too)
 """
