@@ -31,7 +31,7 @@ _PACKAGES = ("colajax", "jax", "flax", "torch", "transformers", "numpy")
 
 
 class Difference(NamedTuple):
-    """A row of the table: the largest absolute difference, or a count of what differs."""
+    """A row of the table: the largest difference (see `_difference`), or a count of what differs."""
 
     what: str
     largest: float
@@ -110,7 +110,10 @@ def _load(folder: pathlib.Path):
 
 
 def _difference(ours, theirs) -> float:
-    return float(np.abs(np.asarray(ours) - theirs.detach().numpy()).max())
+    """The largest absolute difference, as a share of the largest value where that is above 1: float32 rounds in
+    proportion, and a trained model's logits are tens."""
+    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    return float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
 
 
 def _compare_vae(config, params: dict, model, rng) -> list[Difference]:
