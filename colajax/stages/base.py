@@ -1,5 +1,6 @@
 """What a stage is to the training loop, and what every stage needs to read its batches."""
 
+import abc
 from collections.abc import Mapping
 
 import jax
@@ -9,7 +10,7 @@ from colajax.errors import UserError
 from colajax.models.config import VAEConfig
 
 
-class Stage:
+class Stage(abc.ABC):
     """One training stage. The loop knows nothing else of what is trained.
 
     The loss is a weighted sum of terms, each a sum over the *global* batch divided by a count over the global batch:
@@ -23,13 +24,13 @@ class Stage:
     weights: Mapping[str, float]  # of the terms in the loss; the others are reported only
     DENOMINATORS: Mapping[str, str]  # term -> count; "latents" for a term that is not named
 
+    @abc.abstractmethod
     def trainable(self, step: int) -> tuple[str, ...]:
         """The groups that the update from `step` to step + 1 changes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters, {group: tree}."""
-        raise NotImplementedError
 
     def check_start(self, found: dict | None) -> None:
         """Raises UserError unless a run can begin with the one of configuration `found` (of `init_from`; None: with
@@ -39,33 +40,33 @@ class Stage:
         """(parameters, frozen) before the first update, from fresh ones and, where init_from names a run, its own."""
         return params, {}
 
+    @abc.abstractmethod
     def examples(self, tokens, step, seed: int) -> dict:
         """Everything the loss of these samples depends on, arrays with leading axis B; tokens: (B, T)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def counts(self, examples: dict) -> dict:
         """The denominators, over all of `examples`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def terms(self, params: dict, frozen: dict, examples: dict, trainable: tuple[str, ...], diagnostics: bool) -> dict:
         """Sums of every term over these examples; `diagnostics` adds what only an evaluation reports."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def summarise(self, means: dict) -> dict[str, float]:
         """Scalars to report, from {term: sum / count} of numpy arrays."""
-        raise NotImplementedError
 
     def warnings(self, report: dict[str, float]) -> list[str]:
         """What in an evaluation's report should stop a person from going on."""
         return []
 
+    @abc.abstractmethod
     def flops(self, batch_size: int, trainable: tuple[str, ...]) -> float:
         """Useful floating point operations of one update."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def compute_params(self) -> int:
         """N of the compute axis, EFLOPs = 6 N tokens / 1e18."""
-        raise NotImplementedError
 
     def mean(self, name: str, total, counts: dict):
         """The sum of a term as a mean; a count of zero leaves a sum of zero."""
