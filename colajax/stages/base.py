@@ -32,7 +32,7 @@ class Stage(abc.ABC):
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters, {group: tree}."""
 
-    def check_start(self, found: dict | None) -> None:
+    def check_start(self, found: dict | None) -> None:  # noqa: B027  (a stage that begins with nothing has no need)
         """Raises UserError unless a run can begin with the one of configuration `found` (of `init_from`; None: with
         nothing)."""
 
