@@ -8,7 +8,6 @@ disk. DIR is removed at the end.
 """
 
 import argparse
-import os
 import pathlib
 import shutil
 import subprocess
@@ -51,14 +50,23 @@ def make_random_run(workdir: pathlib.Path, config, tokenizer) -> int:
     return sum(counts)
 
 
+# A process counts as its own the peak of the one that it was started from, which here is a large one: this one is not.
+STARTER = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
 def measured(*command: str) -> tuple[float, float]:
     """Runs a tool; seconds and peak memory, GiB."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise UserError(f"{command[0]}: ended with status {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 2**20
+    starter = [sys.executable, "-c", STARTER, sys.executable, *command]
+    result = subprocess.run(starter, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
+        raise UserError(f"{command[0]}: ended with status {result.returncode}")
+    return time.perf_counter() - start, int(result.stdout.split()[-1]) / 2**20
 
 
 def differing(ours: pathlib.Path, theirs: pathlib.Path, dtype: str) -> list[str]:

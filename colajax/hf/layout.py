@@ -129,7 +129,8 @@ def open_model(kind: Kind, folder) -> OpenModel:
         if name not in files[path].keys():  # noqa: SIM118  (a safetensors handle is no mapping)
             raise UserError(f"{path}: tensor {name} is not in it, though the index says so")
     present = {name: tuple(files[path].get_slice(name).get_shape()) for name, path in where.items()}
-    read = lambda name: files[where[name]].get_tensor(name)  # noqa: E731
+    # Opened for each tensor: the pages of a file that stays mapped would count as memory of ours.
+    read = lambda name: _open(where[name]).get_tensor(name)  # noqa: E731
     tables = _take_rope_tables(config, present, read, folder) if kind is DIT else {}
     shapes = functional(kind, config).shapes()
     names.check_tensors(kind.names, shapes, config, present, str(folder))

@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: saved in the background, the latest and every keep_every-th kept."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,18 @@ FOLDER = "checkpoints"
 
 def _as_tree(state: TrainState) -> dict:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "frozen": state.frozen}
+
+
+SMALL_LAYER = 4 * 2**20  # bytes; smaller ones are stored together, as small files are slow
+
+
+def _layer_by_layer(path, array: jax.Array) -> ocp.SaveArgs:
+    """Stacked layers are stored one by one: whoever reads a layer of a large model reads no more than that."""
+    if "blocks" not in [getattr(key, "key", None) for key in path]:
+        return ocp.SaveArgs()
+    shard = array.sharding.shard_shape(array.shape)
+    layer = math.prod(shard[1:]) * array.itemsize
+    return ocp.SaveArgs(shard_axes=(0,), chunk_byte_size=max(layer, SMALL_LAYER))
 
 
 class Checkpoints:
@@ -38,7 +51,9 @@ class Checkpoints:
         already is left as it is."""
         step = int(state.step)
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_as_tree(state))))
+            tree = _as_tree(state)
+            by_layer = jax.tree_util.tree_map_with_path(_layer_by_layer, tree)
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree, by_layer)))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, laid out as `like` (arrays or ShapeDtypeStructs)."""

@@ -16,8 +16,8 @@ from colajax.errors import UserError
 from colajax.train.checkpoint import FOLDER, checkpoint_step
 from colajax.train.state import TrainState
 
-# A chunk may be a whole stack of layers: it is kept, decoded, while they are taken out one after another.
-_CACHE = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2 * 2**30}})
+# A chunk may be a stack of small layers: it is kept, decoded, while they are taken out one after another.
+_CACHE = tensorstore.Context({"cache_pool": {"total_bytes_limit": 256 * 2**20}})
 _NO_CACHE = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
