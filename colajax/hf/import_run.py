@@ -85,7 +85,7 @@ def make_run(
     try:
         create_zeros(partial, dataclasses.replace(shapes, step=step))
         write(partial)
-        (partial / tokenizer.path.name).write_bytes(tokenizer.path.read_bytes())
+        (partial / f"tokenizer{tokenizer.path.suffix}").write_bytes(tokenizer.path.read_bytes())
         facts = {"tokenizer": tokenizer.digest}
         (partial / "config.json").write_text(json.dumps({**config.to_dict(), "facts": facts}, indent=2) + "\n")
         partial.rename(workdir)
