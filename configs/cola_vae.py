@@ -31,6 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.total_steps = 1_000_000
     config.compute_dtype = "bfloat16"  # parameters are float32
     config.remat = "dots"  # none, dots (save matrix products), full
+    # Devices along each axis of the mesh, -1: all that the others leave (colajax/parallel/mesh.py).
+    config.mesh = ConfigDict({"data": -1, "fsdp": 16, "tensor": 1})
 
     config.log_every = 50  # steps, like the next three
     config.eval_every = 1000
@@ -61,6 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.batch_size, config.sequence_length = 32, 64
         config.total_steps = 300
         config.compute_dtype, config.remat = "float32", "none"
+        config.mesh.fsdp = 1
         config.log_every, config.eval_every, config.checkpoint_every, config.eval_rows = 25, 150, 100, 256
         config.vae.update({
             "vocab_size": 1024, "dim": 64, "ffn_dim": 256, "num_heads": 4, "encoder_num_blocks": 1,

@@ -13,7 +13,7 @@ from colajax.data.records import Records
 from colajax.data.stories import stories, tokens_of, write_corpus
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.evals import continuation as cont
-from colajax.sampling.cola import SamplingSettings
+from colajax.sampling.settings import SamplingSettings
 
 PAD, EOS, VOCABULARY = 0, 1, 7
 

@@ -10,10 +10,10 @@ LAYERS = (
     ("data", "models", "objectives", "parallel"),
     ("stages", "train"),
     ("sampling", "hf"),
-    ("evals", "serve"),
+    ("evals", "planning", "serve"),
     ("train.__main__",),
 )
-BELOW_ALL = ("errors", "files", "keys")
+BELOW_ALL = ("axes", "errors", "files", "keys")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 
+import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -81,8 +82,19 @@ def test_seeds_differ_and_batch_sizes_share_one_order(folder):
 def test_sequential_rows_are_those_on_disk_whatever_the_seed(folder):
     records = Records.open(folder, "validation")
     loader = _loader(folder, split="validation", seed=9)
-    np.testing.assert_array_equal(loader.sequential(4), [records[0], records[1], records[2], records[3]])
-    assert loader.sequential(10**6).shape == (len(records), LENGTH)
+    np.testing.assert_array_equal(loader.sequential([3, 0, 1]), [records[3], records[0], records[1]])
+
+
+@given(step=st.integers(0, 10**6), rows=st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True))
+@settings(max_examples=15, deadline=None)
+def test_a_process_reads_its_rows_of_a_batch_and_no_others(folder, step, rows):
+    whole, loader = _loader(folder), _loader(folder)
+    read, source = [], loader.records
+    loader._rows = grain.MapDataset.range(10**9).map(lambda index: read.append(index) or whole._rows[index])
+    np.testing.assert_array_equal(loader.batch(step, rows), whole.batch(step)[rows])
+    assert sorted(read) == sorted(step * 5 + row for row in rows)
+    assert len(source) == loader.rows
+    np.testing.assert_array_equal(next(_loader(folder).iterate(step, rows)), whole.batch(step)[rows])
 
 
 def test_a_config_that_does_not_fit_the_records_is_told(folder):

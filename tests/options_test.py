@@ -10,7 +10,8 @@ import pytest
 import tiny_models
 
 from colajax.hf import layout
-from colajax.sampling.cola import Sampler, SamplingSettings
+from colajax.sampling.cola import Sampler
+from colajax.sampling.settings import SamplingSettings
 
 # (VAE keys, DiT keys): every option that changes the computation is in at least one row, away from the released value.
 OPTIONS = {

@@ -16,7 +16,8 @@ import tiny_models
 from colajax.errors import UserError
 from colajax.hf import layout
 from colajax.sampling import tokens as token_choice
-from colajax.sampling.cola import Sampler, SamplingSettings
+from colajax.sampling.cola import Sampler
+from colajax.sampling.settings import SamplingSettings
 
 PAD = 39
 # Empty, inside the first block, whole blocks, and a prefix with a rest; block_size is 4.

@@ -10,10 +10,14 @@ import pytest
 from tiny_runs import PAD, ROWS, VOCABULARY, make_frozen, make_params, make_stage, make_tokens
 
 from colajax.models.text_vae import normalise
+from colajax.parallel.mesh import ONE_DEVICE, make_mesh
+from colajax.parallel.rules import replicated
 from colajax.stages.joint import JointStage
 from colajax.train.optimizer import make_optimizer
 from colajax.train.state import TrainState
 from colajax.train.step import EVALUATION_SEED, batch_gradients, loss_and_means, make_evaluation, make_train_step
+
+MESH = make_mesh(ONE_DEVICE, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,8 +195,8 @@ def run_steps(stage, config, count, params=None, start=0, frozen=None):
     frozen = make_frozen(stage) if frozen is None else frozen
     state = TrainState(jnp.int32(start), params, optimizer.init(params), frozen)
     before = jax.tree.map(np.asarray, state)
-    state = jax.tree.map(jnp.copy, state)
-    step = make_train_step(stage, optimizer, seed=config.seed, parts=config.accumulation_steps)
+    state = jax.device_put(before, replicated(MESH))
+    step = make_train_step(stage, optimizer, state, seed=config.seed, parts=config.accumulation_steps)
     for n in range(start, start + count):
         state, means = step(state, jnp.asarray(make_tokens(n)), stage.trainable(n))
     return before, jax.tree.map(np.asarray, state), means
@@ -280,7 +284,7 @@ def test_evaluation_is_the_loss_over_all_rows_and_reads_the_swapped_prefix():
     stage, _ = make_stage("joint")
     state = TrainState(jnp.int32(0), make_params(stage), {}, make_frozen(stage))
     batches = [make_tokens(1), make_tokens(2)]
-    means = make_evaluation(stage)(state, batches)
+    means = make_evaluation(stage, MESH)(state, batches)
 
     examples = [stage.examples(jnp.asarray(rows), index, EVALUATION_SEED) for index, rows in enumerate(batches)]
     joined = jax.tree.map(lambda *a: jnp.concatenate(a), *examples)

@@ -16,8 +16,8 @@ from colajax.data.story_checker import check_story
 from colajax.errors import UserError, run_main
 from colajax.evals import continuation as cont
 from colajax.files import write_whole
-from colajax.sampling.cola import SamplingSettings
 from colajax.sampling.load import load_run
+from colajax.sampling.settings import SamplingSettings
 
 # Rows of the table: what the run's last evaluation calls it, and what a reader should.
 FROM_TRAINING = (

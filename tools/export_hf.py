@@ -16,8 +16,8 @@ import importlib.util
 from colajax.errors import run_main
 from colajax.evals.export_parity import verify
 from colajax.hf.export import export
-from colajax.sampling.cola import SamplingSettings
 from colajax.sampling.load import run_tokenizer
+from colajax.sampling.settings import SamplingSettings
 
 
 def main() -> None:

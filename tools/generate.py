@@ -9,8 +9,8 @@ import argparse
 import dataclasses
 
 from colajax.errors import run_main
-from colajax.sampling.cola import SamplingSettings
 from colajax.sampling.load import load_run
+from colajax.sampling.settings import SamplingSettings
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Records to batches. A batch is a function of (seed, step) alone: there is no state to save and none to lose."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -34,25 +35,26 @@ class Loader:
             raise UserError(f"batch_size {batch_size}: expected at least 1")
         if not 0 <= seed < 2**32:
             raise UserError(f"data seed {seed}: expected 0 to {2**32 - 1}")
-        self._batches = grain.MapDataset.source(self.records).shuffle(seed=seed).repeat().batch(batch_size)
+        self._batch_size = batch_size
+        self._rows = grain.MapDataset.source(self.records).shuffle(seed=seed).repeat()
 
     @property
     def rows(self) -> int:
         """The number of rows in the split: of an epoch."""
         return len(self.records)
 
-    def batch(self, step: int) -> np.ndarray:
-        """The batch for the update from `step` to step + 1: int32 [batch_size, sequence_length]."""
-        return self._batches[step]
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> np.ndarray:
+        """The batch for the update from `step` to step + 1, or these rows of it and no others read: int32
+        [rows, sequence_length]."""
+        rows = range(self._batch_size) if rows is None else rows
+        return np.stack([self._rows[step * self._batch_size + int(row)] for row in rows])
 
-    def iterate(self, start_step: int) -> Iterator[np.ndarray]:
-        """batch(start_step), batch(start_step + 1), ..., read ahead by a few threads."""
+    def iterate(self, start_step: int, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+        """batch(start_step, rows), batch(start_step + 1, rows), ..., read ahead by a few threads."""
         read_ahead = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
-        yield from self._batches.slice(slice(start_step, None)).to_iter_dataset(read_ahead)
+        steps = grain.MapDataset.range(start_step, sys.maxsize // self._batch_size)
+        yield from steps.map(lambda step: self.batch(step, rows)).to_iter_dataset(read_ahead)
 
-    def sequential(self, count: int) -> np.ndarray:
-        """The first `count` rows as they lie on disk: int32 [min(count, rows), sequence_length].
-
-        For evaluation: the same rows whatever seed and batch_size are, all of them where there are fewer than `count`.
-        """
-        return np.stack([self.records[i] for i in range(min(count, self.rows))])
+    def sequential(self, indices: Sequence[int]) -> np.ndarray:
+        """Rows as they lie on disk, for evaluation: int32 [len(indices), sequence_length]."""
+        return np.stack([self.records[int(index)] for index in indices])

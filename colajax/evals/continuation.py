@@ -10,7 +10,8 @@ import numpy as np
 from colajax.data.records import Records
 from colajax.data.story_checker import check_story, keeps_prefix
 from colajax.data.tokenizer import Tokenizer
-from colajax.sampling.cola import Sampler, SamplingSettings
+from colajax.sampling.cola import Sampler
+from colajax.sampling.settings import SamplingSettings
 
 
 class Prefix(NamedTuple):

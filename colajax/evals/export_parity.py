@@ -20,9 +20,11 @@ from colajax.errors import UserError
 from colajax.hf import layout, shards
 from colajax.hf.export import MANIFEST
 from colajax.models.config import from_mapping
-from colajax.sampling.cola import Sampler, SamplingSettings
+from colajax.sampling.cola import Sampler
 from colajax.sampling.load import run_tokenizer
-from colajax.train.checkpoint import read_params, run_config
+from colajax.sampling.settings import SamplingSettings
+from colajax.train.checkpoint import run_config
+from colajax.train.stored import open_arrays
 
 CERTIFICATE = "certificate.json"
 TOLERANCE = 1e-4
@@ -79,9 +81,9 @@ def _wrong_digests(hf: pathlib.Path, manifest: dict) -> int:
 
 def _compare(workdir, hf: pathlib.Path, manifest: dict) -> list[Difference]:
     config = run_config(workdir)
-    _, params = read_params(workdir, manifest["step"])
+    _, params = open_arrays(workdir, manifest["step"])
     dtype = shards.DTYPES[manifest["dtype"]]
-    params = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params)
+    params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params)
     config_of = lambda g: from_mapping(layout.KINDS[g].config_class, config[g], f"{workdir}: {g}")  # noqa: E731
     configs = {group: config_of(group) for group in params}
     rng = np.random.default_rng(0)

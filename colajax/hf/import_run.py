@@ -17,8 +17,8 @@ from colajax.hf import layout, names
 from colajax.hf.export import IMPORTED
 from colajax.stages.joint import JointStage
 from colajax.stages.vae import VAEStage
-from colajax.train.loop import fresh_state
 from colajax.train.optimizer import make_optimizer
+from colajax.train.state import state_shapes
 from colajax.train.stored import create_zeros, open_arrays
 
 STAGES = {"vae": VAEStage, "joint": JointStage}
@@ -79,7 +79,7 @@ def make_run(
     stage = STAGES[config.stage](config, pad_id_of(tokenizer, vocabulary))
     params = jax.eval_shape(stage.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, params, config.total_steps)
-    shapes = jax.eval_shape(lambda: fresh_state(stage, optimizer, config, read=False))
+    shapes = state_shapes(stage, optimizer)
     partial = workdir.parent / f"{workdir.name}.tmp-{os.getpid()}"
     partial.mkdir(parents=True)
     try:

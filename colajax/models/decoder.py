@@ -1,8 +1,10 @@
 """The conditional decoder p(x | z0): latents to token logits."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from colajax.axes import constrain
 from colajax.models import layers
 from colajax.models.attention import KVCache
 from colajax.models.config import VAEConfig
@@ -15,14 +17,15 @@ class Decoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, dtype=jnp.float32, remat="none", rngs: nnx.Rngs):
         self.config, self.remat = config, remat
         dim = config.dim
-        self.latent_in = layers.linear(config.latent_dim, dim, bias=config.bias, dtype=dtype, rngs=rngs)
+        make = dict(dtype=dtype, rngs=rngs)
+        self.latent_in = layers.linear(config.latent_dim, dim, (None, "embed"), bias=config.bias, **make)
         self.blocks = layers.stack_layers(
             lambda rngs: VAEBlock(config, dtype=dtype, rngs=rngs), config.decoder_num_blocks, rngs
         )
-        self.unpatch = layers.linear(dim, config.patch_size * dim, dtype=dtype, rngs=rngs)
-        self.norm = layers.layer_norm(dim, eps=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.unpatch = layers.linear(dim, config.patch_size * dim, ("embed", "mlp"), **make)
+        self.norm = layers.layer_norm(dim, eps=config.layer_norm_eps, **make)
         self.head = layers.linear(
-            dim, config.vocab_size, bias=config.bias, dtype=dtype, result=jnp.float32, rngs=rngs
+            dim, config.vocab_size, ("table", None), bias=config.bias, result=jnp.float32, **make
         )
 
     def hidden(self, z_BxLxD, *, lengths=None, positions=None, cache: KVCache | None = None, context_lengths=None):
@@ -31,7 +34,7 @@ class Decoder(nnx.Module):
         With a cache (every layer's), z is one block a sample at positions (B, S), and context_lengths (B,) of the
         cached positions are seen."""
         config = self.config
-        x = self.latent_in(z_BxLxD)
+        x = constrain(self.latent_in(z_BxLxD), "batch", None, None)
         positions = jnp.arange(x.shape[1]) if positions is None else positions
 
         def apply(block, x, layer_cache):
@@ -40,9 +43,11 @@ class Decoder(nnx.Module):
         x, kv = layers.scan_layers(self.blocks, apply, x, cache, remat=self.remat)
         # Output channel c * patch_size + p is channel c of the patch's token p.
         x = self.unpatch(x).reshape(*x.shape[:2], config.dim, config.patch_size).swapaxes(2, 3)
-        return self.norm(x.reshape(x.shape[0], -1, config.dim)), kv
+        x = constrain(x.reshape(x.shape[0], -1, config.dim), "batch", None, None)
+        return self.norm(x), kv
 
     def __call__(self, z_BxLxD, **cached):
         """Logits (B, T, V) float32 and the keys and values (layers, B, L, H, K); arguments as in `hidden`."""
         h, kv = self.hidden(z_BxLxD, **cached)
-        return self.head(h), kv
+        with jax.named_scope("unembedding"):
+            return constrain(self.head(h), "batch", None, "vocab"), kv

@@ -1,12 +1,14 @@
 """The prior: a block-causal diffusion transformer that predicts the velocity of latents."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from colajax.axes import constrain
 from colajax.models import layers
 from colajax.models.attention import KVCache, block_causal_attention, cached_attention
 from colajax.models.config import DiTConfig
@@ -16,20 +18,36 @@ SINUSOID_DIM = 256
 TIME_SCALE = 1000.0  # the network is fed t * 1000
 
 
+def by_sample(x):
+    """x, (B, C, L, ...), laid out by sample alone. Said after every product: left to choose where a product is divided
+    over three axes, the partitioner has been seen to swap samples (jax 0.10.2; tests/mesh_test.py)."""
+    return constrain(x, "batch", *[None] * (x.ndim - 1))
+
+
+class Embedding(NamedTuple):
+    """The time of every position: `clean` (1, E) of time 0, `noisy` (B, E) or (1, E), is_noisy (B, C, L) chooses."""
+
+    clean: jax.Array
+    noisy: jax.Array
+    is_noisy: jax.Array
+
+
 class TimeEmbedding(nnx.Module):
     """Times in 0..1 to embeddings: a sinusoid of 256 (sin, then cos), then three linear layers with SiLU between."""
 
     def __init__(self, config: DiTConfig, *, dtype, rngs: nnx.Rngs):
-        self.proj_in = layers.linear(SINUSOID_DIM, config.txt_dim, dtype=dtype, rngs=rngs)
-        self.proj_hid = layers.linear(config.txt_dim, config.txt_dim, dtype=dtype, rngs=rngs)
-        self.proj_out = layers.linear(config.txt_dim, config.emb_dim, dtype=dtype, rngs=rngs)
+        self.proj_in = layers.linear(SINUSOID_DIM, config.txt_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.proj_hid = layers.linear(config.txt_dim, config.txt_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.proj_out = layers.linear(config.txt_dim, config.emb_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
 
     def __call__(self, times_R):
         half = SINUSOID_DIM // 2
         frequencies = np.exp(-math.log(10000.0) * np.arange(half, dtype=np.float32) / np.float32(half))
         angles = (times_R.astype(jnp.float32) * TIME_SCALE)[:, None] * frequencies
         x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        return self.proj_out(jax.nn.silu(self.proj_hid(jax.nn.silu(self.proj_in(x)))))
+        for linear in (self.proj_in, self.proj_hid):
+            x = jax.nn.silu(by_sample(linear(x)))
+        return by_sample(self.proj_out(x))
 
 
 class Modulation(nnx.Module):
@@ -37,18 +55,21 @@ class Modulation(nnx.Module):
 
     def __init__(self, config: DiTConfig, outputs: int, *, bias="bias", dtype, rngs: nnx.Rngs):
         self.linear = layers.linear(
-            config.emb_dim, outputs, kernel="modulation", bias_init=bias, dtype=dtype, rngs=rngs
+            config.emb_dim, outputs, ("embed", "mlp"), kernel="modulation", bias_init=bias, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, embedding, select):
-        """embedding: (1 + B, E), row 0 for time 0; select: the `by_time` of DiT. Returns (B, C, L, outputs)."""
-        return select(self.linear(jax.nn.silu(embedding)))
+    def __call__(self, embedding: "Embedding"):
+        """(B, C, L, outputs), computed once per distinct time."""
+        with jax.named_scope("modulation"):
+            times = (embedding.clean, embedding.noisy)
+            clean, noisy = (constrain(self.linear(jax.nn.silu(rows)), "batch", None) for rows in times)
+            return by_sample(jnp.where(embedding.is_noisy[..., None], noisy[:, None, None], clean[0]))
 
 
 def modulate(x, shift_scale):
     """x * (1 + scale) + shift in float32, with shift and scale the halves of shift_scale; x's dtype."""
     shift, scale = jnp.split(shift_scale.astype(jnp.float32), 2, axis=-1)
-    return (x.astype(jnp.float32) * (1 + scale) + shift).astype(x.dtype)
+    return by_sample((x.astype(jnp.float32) * (1 + scale) + shift).astype(x.dtype))
 
 
 class DiTBlock(nnx.Module):
@@ -63,18 +84,31 @@ class DiTBlock(nnx.Module):
         self.mlp_in = Modulation(config, 2 * dim, **make)
         self.mlp_out = Modulation(config, dim, bias="gate_bias", **make)
         self.norm = layers.layer_norm(dim, eps=config.norm_eps, affine=False, **make)
-        self.qkv = layers.linear(dim, 3 * width, bias=config.qk_bias, **make)
+        self.qkv = layers.linear(dim, 3 * width, ("embed", "heads"), bias=config.qk_bias, **make)
         self.q_norm = layers.layer_norm(config.head_dim, eps=config.norm_eps, **make)
         self.k_norm = layers.layer_norm(config.head_dim, eps=config.norm_eps, **make)
-        self.out = layers.linear(width, dim, bias=config.qk_bias, **make)
-        self.up = layers.linear(dim, config.expand_ratio * dim, **make)
-        self.down = layers.linear(config.expand_ratio * dim, dim, **make)
+        self.out = layers.linear(width, dim, ("heads", "embed"), bias=config.qk_bias, **make)
+        self.up = layers.linear(dim, config.expand_ratio * dim, ("embed", "mlp"), **make)
+        self.down = layers.linear(config.expand_ratio * dim, dim, ("mlp", "embed"), **make)
 
-    def __call__(self, x, embedding, select, positions, *, lengths=None, cache=None, context_lengths=None):
+    def __call__(self, x, embedding: Embedding, positions, *, lengths=None, cache=None, context_lengths=None):
         """x: (B, C, L, M). Returns (x, this layer's keys and values of copy 0, (B, L, H, K))."""
+        with jax.named_scope("attention"):
+            a, kv = self._attention(x, embedding, positions, lengths, cache, context_lengths)
+            x = x + self.msa_out(embedding) * a
+        with jax.named_scope("mlp"):
+            h = self.up(modulate(self.norm(x), self.mlp_in(embedding)))
+            h = jax.nn.gelu(constrain(h, "batch", None, None, "mlp"), approximate=True)
+            x = x + self.mlp_out(embedding) * by_sample(self.down(h))
+        return by_sample(x), kv
+
+    def _attention(self, x, embedding, positions, lengths, cache, context_lengths):
+        """What attention adds before its gate, and the keys and values of copy 0."""
         config = self.config
-        qkv = self.qkv(modulate(self.norm(x), self.msa_in(embedding, select)))
-        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:3], 3, config.heads, config.head_dim), 3, 0)
+        qkv = self.qkv(modulate(self.norm(x), self.msa_in(embedding)))
+        qkv = qkv.reshape(*x.shape[:3], 3, config.heads, config.head_dim)
+        qkv = constrain(qkv, "batch", None, None, None, "heads", None)
+        q, k, v = jnp.moveaxis(qkv, 3, 0)
         frequencies = layers.rope_frequencies(config.rope_dim, ROPE_THETA)
         q = layers.rotate_interleaved(self.q_norm(q), positions, frequencies)
         k = layers.rotate_interleaved(self.k_norm(k), positions, frequencies)
@@ -82,9 +116,7 @@ class DiTBlock(nnx.Module):
             o = block_causal_attention(q, k, v, config.block_size, lengths)
         else:
             o = cached_attention(q, k, v, cache, context_lengths)
-        x = x + self.msa_out(embedding, select) * self.out(o.reshape(*x.shape[:3], -1))
-        h = jax.nn.gelu(self.up(modulate(self.norm(x), self.mlp_in(embedding, select))), approximate=True)
-        return x + self.mlp_out(embedding, select) * self.down(h), KVCache(k[:, 0], v[:, 0])
+        return by_sample(self.out(o.reshape(*x.shape[:3], -1))), KVCache(k[:, 0], v[:, 0])
 
 
 class DiT(nnx.Module):
@@ -93,7 +125,7 @@ class DiT(nnx.Module):
     def __init__(self, config: DiTConfig, *, dtype=jnp.float32, remat="none", rngs: nnx.Rngs):
         self.config, self.remat = config, remat
         make = dict(dtype=dtype, rngs=rngs)
-        self.latent_in = layers.linear(config.txt_in_channels, config.txt_dim, **make)
+        self.latent_in = layers.linear(config.txt_in_channels, config.txt_dim, (None, "embed"), **make)
         self.time = TimeEmbedding(config, **make)
         self.blocks = layers.stack_layers(
             lambda rngs: DiTBlock(config, dtype=dtype, rngs=rngs), config.num_layers, rngs
@@ -101,7 +133,7 @@ class DiT(nnx.Module):
         self.out_norm = layers.layer_norm(config.txt_dim, eps=config.norm_eps, **make)
         self.out_in = Modulation(config, 2 * config.txt_dim, **make)
         self.head = layers.linear(
-            config.txt_dim, config.txt_out_channels, kernel="velocity", result=jnp.float32, **make
+            config.txt_dim, config.txt_out_channels, ("embed", None), kernel="velocity", result=jnp.float32, **make
         )
 
     def __call__(
@@ -114,17 +146,13 @@ class DiT(nnx.Module):
         modulation is computed once per distinct time. positions: broadcasts to (B, C, L). Without a cache the copies
         attend block-causally (lengths: (B,) latents in use, only needed where a block is partly used); with a cache
         (every layer's) z is one block a sample, copy c seeing context_lengths (B, C) cached positions."""
-        embedding = self.time(jnp.concatenate([jnp.zeros((1,), times_B.dtype), times_B]))
-
-        def by_time(rows):
-            return jnp.where(is_noisy_BxCxL[..., None], rows[1:, None, None], rows[0])
+        embedding = Embedding(self.time(jnp.zeros((1,), times_B.dtype)), self.time(times_B), is_noisy_BxCxL)
 
         def apply(block, x, layer_cache):
-            x, kv = block(
-                x, embedding, by_time, positions, lengths=lengths, cache=layer_cache, context_lengths=context_lengths
-            )
+            x, kv = block(x, embedding, positions, lengths=lengths, cache=layer_cache, context_lengths=context_lengths)
             return x, kv if with_kv else None
 
-        x, kv = layers.scan_layers(self.blocks, apply, self.latent_in(z_BxCxLxD), cache, remat=self.remat)
-        x = modulate(self.out_norm(x), self.out_in(embedding, by_time))
-        return self.head(x), kv
+        x = by_sample(self.latent_in(z_BxCxLxD))
+        x, kv = layers.scan_layers(self.blocks, apply, x, cache, remat=self.remat)
+        x = modulate(self.out_norm(x), self.out_in(embedding))
+        return by_sample(self.head(x)), kv

@@ -40,13 +40,15 @@ def precision_of(dtype) -> jax.lax.Precision:
 
 
 def linear(
-    inputs: int, outputs: int, *, dtype, rngs, bias=True, kernel="kernel", bias_init="bias", result=None
+    inputs: int, outputs: int, axes: tuple, *, dtype, rngs, bias=True, kernel="kernel", bias_init="bias", result=None
 ) -> nnx.Linear:  # fmt: skip
     """float32 parameters, operands in `dtype`, the product in `result` (default `dtype`); `kernel` and `bias_init` name
-    rows of INIT. Heads give float32: what follows them (softmax, norm, loss) is float32."""
+    rows of INIT, axes the kernel's two dimensions. Heads give float32: what follows them (softmax, norm, loss) is
+    float32."""
     return nnx.Linear(
         inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=jnp.float32, precision=precision_of(dtype),
         kernel_init=INIT[kernel], bias_init=INIT[bias_init], preferred_element_type=result, rngs=rngs,
+        kernel_metadata={"axes": axes},
     )  # fmt: skip
 
 
@@ -137,6 +139,14 @@ class Functional:
     def shapes(self) -> dict:
         """The dict of `init`, of ShapeDtypeStructs, nothing allocated."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+    def axes(self) -> dict:
+        """The dict of `init`, of the names of each parameter's last dimensions (logical axes; () for a small one)."""
+        _, state = nnx.split(nnx.eval_shape(lambda: self._make(nnx.Rngs(0))))
+        names = nnx.to_flat_state(state)
+        return nnx.to_pure_dict(
+            nnx.from_flat_state([(path, leaf.replace(leaf.get_metadata().get("axes", ()))) for path, leaf in names])
+        )
 
     def bind(self, params: dict) -> nnx.Module:
         return nnx.merge(self._graphdef, params)

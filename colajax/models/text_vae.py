@@ -1,8 +1,10 @@
 """The text VAE: encoder q(z0 | x), with the decoder p(x | z0) beside it."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from colajax.axes import constrain
 from colajax.models import layers
 from colajax.models.config import VAEConfig
 from colajax.models.decoder import Decoder
@@ -17,16 +19,17 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, dtype=jnp.float32, remat="none", rngs: nnx.Rngs):
         self.config, self.remat = config, remat
         self.embedding = nnx.Embed(
-            config.vocab_size + 1, config.dim, dtype=dtype, embedding_init=layers.INIT["embedding"], rngs=rngs
-        )
+            config.vocab_size + 1, config.dim, dtype=dtype, embedding_init=layers.INIT["embedding"], rngs=rngs,
+            embedding_metadata={"axes": (None, "table")},
+        )  # fmt: skip
         # A convolution whose kernel is its stride is a linear layer over the tokens of a patch.
-        self.patch = layers.linear(config.patch_size * config.dim, config.dim, dtype=dtype, rngs=rngs)
+        self.patch = layers.linear(config.patch_size * config.dim, config.dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
         self.blocks = layers.stack_layers(
             lambda rngs: VAEBlock(config, dtype=dtype, rngs=rngs), config.encoder_num_blocks, rngs
         )
         outputs = (2 if config.use_variation else 1) * config.latent_dim
         self.head = layers.linear(
-            config.dim, outputs, bias=config.bias, dtype=dtype, result=jnp.float32, rngs=rngs
+            config.dim, outputs, ("embed", None), bias=config.bias, dtype=dtype, result=jnp.float32, rngs=rngs
         )
         if config.encoder_last_ln:
             self.mean_norm = layers.layer_norm(
@@ -38,8 +41,10 @@ class Encoder(nnx.Module):
         lengths: (B,) latents in use, needed only without block_causal. Returns mean and logvar, (B, L, D) float32;
         logvar is None without use_variation."""
         config = self.config
-        x = self.embedding(tokens_BxT)
+        with jax.named_scope("embedding"):
+            x = constrain(self.embedding(tokens_BxT), "batch", None, None)
         x = self.patch(x.reshape(x.shape[0], -1, config.patch_size * config.dim))
+        x = constrain(x, "batch", None, None)
         positions = jnp.arange(x.shape[1])
         x, _ = layers.scan_layers(
             self.blocks, lambda block, x, _: (block(x, positions, lengths=lengths)[0], None), x, remat=self.remat

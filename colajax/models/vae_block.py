@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from colajax.axes import constrain
 from colajax.models import layers
 from colajax.models.attention import KVCache, block_causal_attention, cached_attention
 from colajax.models.config import VAEConfig
@@ -26,19 +27,32 @@ class VAEBlock(nnx.Module):
         make_linear = dict(dtype=dtype, rngs=rngs)
         make_norm = dict(eps=config.layer_norm_eps, dtype=dtype, rngs=rngs)
         self.norm_attn = layers.layer_norm(config.dim, affine=config.layer_norm_affine, **make_norm)
-        self.qkv = layers.linear(config.dim, 3 * config.dim, bias=config.qk_bias, **make_linear)
+        self.qkv = layers.linear(config.dim, 3 * config.dim, ("embed", "heads"), bias=config.qk_bias, **make_linear)
         if config.qk_norm:
             self.q_norm = layers.layer_norm(config.dim, affine=config.qk_norm_affine, **make_norm)
             self.k_norm = layers.layer_norm(config.dim, affine=config.qk_norm_affine, **make_norm)
-        self.out = layers.linear(config.dim, config.dim, bias=config.bias, **make_linear)
+        self.out = layers.linear(config.dim, config.dim, ("heads", "embed"), bias=config.bias, **make_linear)
         self.norm_ffn = layers.layer_norm(config.dim, **make_norm)
-        self.up = layers.linear(config.dim, config.ffn_dim, bias=config.bias, **make_linear)
-        self.down = layers.linear(hidden, config.dim, bias=config.bias, **make_linear)
+        self.up = layers.linear(config.dim, config.ffn_dim, ("embed", "mlp"), bias=config.bias, **make_linear)
+        self.down = layers.linear(hidden, config.dim, ("mlp", "embed"), bias=config.bias, **make_linear)
         self.dtype = dtype
 
     def __call__(self, x_BxLxM, positions, *, lengths=None, cache: KVCache | None = None, context_lengths=None):
         """x: (B, L, M); positions: (B, L) or (L,). With a cache (one layer's) x is one block a sample, and
         context_lengths (B,) says how much of the cache each sees. Returns (x, the layer's new keys and values)."""
+        config = self.config
+        with jax.named_scope("attention"):
+            a, kv = self._attention(x_BxLxM, positions, lengths, cache, context_lengths)
+        x = self.norm_attn(x_BxLxM) + a if config.post_norm else x_BxLxM + a
+        h = x if config.post_norm else self.norm_ffn(x)
+        with jax.named_scope("mlp"):
+            up = constrain(activate(config.act, self.up(h)), "batch", None, "mlp")
+            f = constrain(self.down(up), "batch", None, None)
+        x = x + (self.norm_ffn(f) if config.post_norm else f)
+        return constrain(x, "batch", None, None), kv
+
+    def _attention(self, x_BxLxM, positions, lengths, cache, context_lengths):
+        """What attention adds, (B, L, M), and the layer's new keys and values."""
         config = self.config
         h = x_BxLxM if config.post_norm else self.norm_attn(x_BxLxM)
         q, k, v = jnp.split(self.qkv(h), 3, axis=-1)
@@ -46,7 +60,8 @@ class VAEBlock(nnx.Module):
             q, k, v = (jnp.clip(a, -config.clip_qkv, config.clip_qkv) for a in (q, k, v))
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (a.reshape(*a.shape[:-1], config.num_heads, config.head_dim) for a in (q, k, v))
+        heads = (config.num_heads, config.head_dim)
+        q, k, v = (constrain(a.reshape(*a.shape[:-1], *heads), "batch", None, "heads", None) for a in (q, k, v))
         frequencies = layers.rope_frequencies(config.head_dim, config.rope_theta)
         rope_dtype = jnp.float32 if config.rope_full_precision else self.dtype
         q, k = (layers.rotate_half(a, positions, frequencies, rope_dtype) for a in (q, k))
@@ -56,8 +71,4 @@ class VAEBlock(nnx.Module):
             o = block_causal_attention(*one_copy, block_size, lengths)
         else:
             o = cached_attention(*one_copy, cache, context_lengths[:, None])
-        a = self.out(o.reshape(x_BxLxM.shape))
-        x = self.norm_attn(x_BxLxM) + a if config.post_norm else x_BxLxM + a
-        h = x if config.post_norm else self.norm_ffn(x)
-        f = self.down(activate(config.act, self.up(h)))
-        return x + (self.norm_ffn(f) if config.post_norm else f), KVCache(k, v)
+        return constrain(self.out(o.reshape(x_BxLxM.shape)), "batch", None, None), KVCache(k, v)

@@ -10,10 +10,14 @@ import jax.numpy as jnp
 
 
 def cross_entropy(logits_BxTxV, tokens_BxT):
-    """-log p(x | z) of each token, (B, T) float32, in nats."""
-    logits = logits_BxTxV.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, tokens_BxT[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    """-log p(x | z) of each token, (B, T), in nats; logits float32."""
+    return jax.nn.logsumexp(logits_BxTxV, axis=-1) - logit_of(logits_BxTxV, tokens_BxT)
+
+
+def logit_of(logits_BxTxV, tokens_BxT):
+    """The logit of each token, (B, T): a sum and not a lookup, so that a vocabulary divided over devices stays so."""
+    is_chosen = jnp.arange(logits_BxTxV.shape[-1]) == tokens_BxT[..., None]
+    return jnp.where(is_chosen, logits_BxTxV, 0).sum(-1)
 
 
 def sample_posterior(mean, logvar, noise):

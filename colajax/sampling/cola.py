@@ -7,13 +7,13 @@ shape. Prompt and cache lengths are rounded up to powers of two of blocks, so th
 prompt meets a compiled function; the batch size is not rounded.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from colajax.errors import UserError
 from colajax.keys import Purpose, normals, sample_keys
@@ -22,42 +22,10 @@ from colajax.models.config import DiTConfig, VAEConfig, check_pair
 from colajax.models.dit import DiT
 from colajax.models.layers import Functional
 from colajax.models.text_vae import TextVAE, normalise
+from colajax.parallel.mesh import make_mesh
+from colajax.parallel.rules import laid_out, parameter_shardings, replicated, sharding, shardings_of, with_shardings
 from colajax.sampling import tokens as token_choice
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingSettings:
-    """How to sample. `steps`: Euler steps a block; temperature 0: the best token; top_k 0 and top_p 1: no restriction.
-
-    Raises UserError naming the key on a value out of range."""
-
-    max_new_tokens: int = 32
-    steps: int = 16
-    guidance: float = 7.0
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kinds = int if field.type is int else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not np.isfinite(value):
-                raise UserError(f"{field.name} is {value!r}: expected a finite {field.type.__name__}")
-        for key, holds, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("steps", self.steps >= 1, "at least 1"),
-            ("guidance", self.guidance >= 0, "0 or more (1 is no guidance)"),
-            ("temperature", self.temperature >= 0, "0 (the best token) or more"),
-            ("top_k", 0 <= self.top_k < 2**31, "0 (off) or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1 (off)"),
-            ("repetition_penalty", self.repetition_penalty > 0, "more than 0 (1 is off)"),
-            ("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1"),
-        ):
-            if not holds:
-                raise UserError(f"{key} is {getattr(self, key)!r}: expected {expected}")
+from colajax.sampling.settings import SamplingSettings
 
 
 class State(NamedTuple):
@@ -71,15 +39,29 @@ class State(NamedTuple):
     clean_count: jax.Array  # (B,), ... and how many there are; 0 after the first block
 
 
+EVERY_DEVICE = {"data": 1, "fsdp": -1, "tensor": 1}  # the mesh where none is given
+
+
+def parameters_like(vae_config: VAEConfig, dit_config: DiTConfig, mesh: Mesh) -> dict:
+    """The parameters {"vae": tree, "dit": tree} as a Sampler on this mesh holds them, ShapeDtypeStructs."""
+    models = {
+        "vae": Functional(lambda rngs: TextVAE(vae_config, rngs=rngs)),
+        "dit": Functional(lambda rngs: DiT(dit_config, rngs=rngs)),
+    }
+    shapes = {group: model.shapes() for group, model in models.items()}
+    names = {group: model.axes() for group, model in models.items()}
+    return with_shardings(shapes, parameter_shardings(mesh, names, shapes))
+
+
 class Sampler:
-    """Generates from one model on the devices that hold its parameters.
+    """Generates from one model on the devices of a mesh; every process of a run calls it alike.
 
     vae_params, dit_params: the trees of TextVAE and DiT; dtype: of compute and caches; eos_id None never ends early.
     """
 
     def __init__(
         self, vae_config: VAEConfig, dit_config: DiTConfig, vae_params: dict, dit_params: dict,
-        *, pad_id: int, eos_id: int | None, dtype=jnp.float32,
+        *, pad_id: int, eos_id: int | None, dtype=jnp.float32, mesh: Mesh | None = None,
     ):  # fmt: skip
         check_pair(vae_config, dit_config)
         for key, token in (("pad_id", pad_id), ("eos_id", eos_id)):
@@ -87,14 +69,39 @@ class Sampler:
                 raise UserError(f"{key} is {token}: expected a token id from 0 to {vae_config.vocab_size - 1}")
         self.vae_config, self.dit_config, self.dtype = vae_config, dit_config, dtype
         self.pad_id, self.eos_id = pad_id, eos_id
-        self.params = jax.tree.map(jnp.asarray, {"vae": vae_params, "dit": dit_params})
+        self.mesh = make_mesh(EVERY_DEVICE) if mesh is None else mesh
+        where = shardings_of(parameters_like(vae_config, dit_config, self.mesh))
+        self.params = jax.device_put({"vae": vae_params, "dit": dit_params}, where)
         self._vae = Functional(lambda rngs: TextVAE(vae_config, dtype=dtype, rngs=rngs))
         self._dit = Functional(lambda rngs: DiT(dit_config, dtype=dtype, rngs=rngs))
         self.block_tokens = vae_config.block_size * vae_config.patch_size
-        self.prefill = jax.jit(self._prefill, static_argnames="capacity")
-        self.block_step = jax.jit(self._block_step, static_argnames="guided", donate_argnames="state")
-        self._keys = jax.jit(sample_keys, static_argnums=1)
-        self._normals = jax.jit(normals, static_argnums=1)
+        over_mesh, whole, state = laid_out(self.mesh), replicated(self.mesh), self._state_shardings()
+        self.prefill = jax.jit(over_mesh(self._prefill), static_argnames="capacity", out_shardings=state)
+        self.block_step = jax.jit(
+            over_mesh(self._block_step), static_argnames="guided", donate_argnames="state",
+            out_shardings=(state, whole, whole),
+        )  # fmt: skip
+        self._keys = jax.jit(sample_keys, static_argnums=1, out_shardings=whole)
+        self._normals = jax.jit(normals, static_argnums=1, out_shardings=whole)
+
+    def _batch_divisor(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def _state_shardings(self) -> State:
+        """Samples over the batch's axes, heads over tensor where it divides them."""
+
+        def over(names, shape):
+            return sharding(self.mesh, names, shape)
+
+        def cache(heads):
+            by_head = over((None, "batch", None, "heads", None), (1, self._batch_divisor(), 1, heads, 1))
+            return KVCache(by_head, by_head)
+
+        samples = over(("batch",), (self._batch_divisor(),))
+        return State(
+            dit=cache(self.dit_config.heads), decoder=cache(self.vae_config.num_heads), finished=samples, seen=samples,
+            clean=samples, clean_count=samples,
+        )  # fmt: skip
 
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, *, sample_indices=None, noise=None
@@ -126,9 +133,15 @@ class Sampler:
         The first block begins with the prompt tokens that do not fill a block of the prefix (as sampled again, not as
         given). Arguments and errors as in `generate`.
         """
-        tokens, padded, prompt_latents = self._pad(prompts)
-        noise = self._check_noise(noise, blocks, len(prompts))
-        indices = _check_indices(sample_indices, len(prompts))
+        samples = len(prompts)
+        noise = self._check_noise(noise, blocks, samples)
+        indices = _check_indices(sample_indices, samples)
+        # Empty prompts fill the batch up, so that it divides over the devices.
+        more = -samples % self._batch_divisor()
+        tokens, padded, prompt_latents = self._pad([*prompts, *[()] * more])
+        indices = np.pad(indices, (0, more))
+        if noise is not None:
+            noise = jnp.pad(noise, ((0, 0), (0, more), (0, 0), (0, 0)))
         size = self.vae_config.block_size
         prompt_blocks = tokens.shape[1] // self.block_tokens
         capacity = max(prompt_blocks, _power_of_two(int(prompt_latents.max()) // size + blocks)) * size
@@ -145,7 +158,7 @@ class Sampler:
                 steps=np.int32(settings.steps), guidance=np.float32(settings.guidance),
                 guided=settings.guidance != 1, choice=choice,
             )  # fmt: skip
-            yield logits, chosen
+            yield logits[:samples], chosen[:samples]
 
     def _prompt_tokens_in_first_block(self, length: int) -> int:
         prompt_latents = -(-length // self.vae_config.patch_size)
@@ -195,7 +208,8 @@ class Sampler:
         _, dit_kv = dit(one_copy, jnp.zeros(1), all_clean, jnp.arange(z_BxPxD.shape[1]), with_kv=True)
 
         def cache(kv):
-            return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, capacity - x.shape[2]), (0, 0), (0, 0))), kv)
+            rest = ((0, 0), (0, 0), (0, capacity - kv.k.shape[2]), (0, 0), (0, 0))
+            return jax.tree.map(lambda x: jnp.pad(x, rest), kv)
 
         beyond = jnp.pad(z_BxPxD, ((0, 0), (0, size), (0, 0)))
         clean = jax.vmap(lambda z, start: jax.lax.dynamic_slice_in_dim(z, start, size))(beyond, prefix_B)

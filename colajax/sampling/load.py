@@ -8,7 +8,8 @@ from etils import epath
 from colajax.data.tokenizer import Tokenizer, load_tokenizer, pad_id_of
 from colajax.errors import UserError
 from colajax.models.config import DiTConfig, VAEConfig, from_mapping
-from colajax.sampling.cola import Sampler
+from colajax.parallel.mesh import make_mesh
+from colajax.sampling.cola import EVERY_DEVICE, Sampler, parameters_like
 from colajax.train.checkpoint import read_params, run_config
 
 
@@ -22,17 +23,19 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(workdir, step: int | None = None) -> LoadedRun:
-    """Reads the checkpoint of `step` (the latest by default) of a stage 2 run. Raises UserError on anything else."""
+    """Reads the checkpoint of `step` (the latest by default) of a stage 2 run, divided over all devices, whatever mesh
+    it was trained on. Raises UserError on anything else."""
     config = run_config(workdir)
     if config["stage"] != "joint":
         raise UserError(f"{workdir}: a run of stage {config['stage']!r}; text is generated from one of stage 'joint'")
     tokenizer = run_tokenizer(workdir)
-    step, params = read_params(workdir, step)
+    vae_config = from_mapping(VAEConfig, config["vae"], f"{workdir}: vae")
+    dit_config = from_mapping(DiTConfig, config["dit"], f"{workdir}: dit")
+    mesh = make_mesh(EVERY_DEVICE)
+    step, params = read_params(workdir, step, like=parameters_like(vae_config, dit_config, mesh))
     sampler = Sampler(
-        from_mapping(VAEConfig, config["vae"], f"{workdir}: vae"),
-        from_mapping(DiTConfig, config["dit"], f"{workdir}: dit"),
-        params["vae"], params["dit"], pad_id=pad_id_of(tokenizer, config["vae"]["vocab_size"]), eos_id=tokenizer.eos_id,
-        dtype=jnp.dtype(config["compute_dtype"]),
+        vae_config, dit_config, params["vae"], params["dit"], pad_id=pad_id_of(tokenizer, vae_config.vocab_size),
+        eos_id=tokenizer.eos_id, dtype=jnp.dtype(config["compute_dtype"]), mesh=mesh,
     )  # fmt: skip
     return LoadedRun(sampler, tokenizer, config, step)
 

@@ -20,6 +20,7 @@ class Stage(abc.ABC):
 
     vocab_size: int  # a tokenizer may have as many tokens
     init_from: str = ""  # workdir of another run that this one begins with
+    init_groups: tuple[str, ...] = ()  # what it takes from there
     groups: tuple[str, ...]  # top-level parameter groups, each clipped and optimised on its own
     weights: Mapping[str, float]  # of the terms in the loss; the others are reported only
     DENOMINATORS: Mapping[str, str]  # term -> count; "latents" for a term that is not named
@@ -31,6 +32,14 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters, {group: tree}."""
+
+    @abc.abstractmethod
+    def axes(self) -> dict:
+        """The logical axes of the parameters, {group: tree}: see `models.layers.Functional.axes`."""
+
+    def frozen_axes(self) -> dict:
+        """The same of `frozen`."""
+        return {}
 
     def check_start(self, found: dict | None) -> None:  # noqa: B027  (a stage that begins with nothing has no need)
         """Raises UserError unless a run can begin with the one of configuration `found` (of `init_from`; None: with

@@ -28,6 +28,7 @@ class JointStage(Stage):
     """Stage 2 as the loop sees it. `frozen` holds {"reference": the encoder of stage 1} where the VAE is trained."""
 
     groups = ("vae", "dit")
+    init_groups = ("vae",)
     DENOMINATORS = VAEPass.DENOMINATORS | {
         "flow": "noisy", "flow_floor": "noisy", "flow_swapped": "noisy", "flow_by_time": "noisy_by_time",
     }  # fmt: skip
@@ -72,6 +73,12 @@ class JointStage(Stage):
     def init(self, key: jax.Array) -> dict:
         vae_key, dit_key = jax.random.split(key)
         return {"vae": self.vae.model.init(vae_key), "dit": self.model.init(dit_key)}
+
+    def axes(self) -> dict:
+        return {"vae": self.vae.model.axes(), "dit": self.model.axes()}
+
+    def frozen_axes(self) -> dict:
+        return {"reference": self.vae.encoder.axes()}
 
     def check_start(self, found: dict | None) -> None:
         o = self.objective

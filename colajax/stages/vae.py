@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from colajax import keys
+from colajax.axes import constrain
 from colajax.errors import UserError
 from colajax.keys import Purpose
 from colajax.models.config import VAEConfig, from_mapping
@@ -77,16 +78,20 @@ class VAEPass:
         if every:
             masked = examples["masked"][::every]
             view = jnp.where(masked, self.config.mask_id, tokens[::every])
-            mean, logvar = self.encode(vae.encoder, jnp.concatenate([tokens, view]))
+            mean, logvar = self.encode(vae.encoder, constrain(jnp.concatenate([tokens, view]), "batch", None))
             noise = jnp.concatenate([noise, examples["masked_posterior_noise"][::every]])
         else:
             mean, logvar = self.encode(vae.encoder, tokens)
         z = normalise(self.config, elbo.sample_posterior(mean, logvar, noise))
         logits, _ = vae.decoder(z)
+        targets = jnp.concatenate([tokens, tokens[::every]]) if every else tokens
+        with jax.named_scope("cross_entropy"):
+            nll = elbo.cross_entropy(logits, targets)
+            right = elbo.logit_of(logits, targets) >= logits.max(-1)
         text = tokens != self.pad_id
-        terms = _prediction("reconstruction", "accuracy", logits[:rows], tokens, text)
+        terms = {"reconstruction": _sum_where(text, nll[:rows]), "accuracy": _sum_where(text, right[:rows])}
         if every:
-            terms |= _prediction("mask", "mask_accuracy", logits[rows:], tokens[::every], masked)
+            terms |= {"mask": _sum_where(masked, nll[rows:]), "mask_accuracy": _sum_where(masked, right[rows:])}
         mean, logvar, z = mean[:rows], None if logvar is None else logvar[:rows], z[:rows]
         terms |= self.posterior_terms(mean, logvar, latents_of(text, self.config.patch_size))
         return terms, (mean, logvar, z)
@@ -117,10 +122,8 @@ class VAEPass:
         return report
 
 
-def _prediction(loss: str, accuracy: str, logits, tokens, where) -> dict:
-    nll = elbo.cross_entropy(logits, tokens)
-    right = logits.argmax(-1) == tokens
-    return {loss: jnp.where(where, nll, 0).sum(), accuracy: (right & where).sum().astype(jnp.float32)}
+def _sum_where(where, values):
+    return jnp.where(where, values, 0).sum().astype(jnp.float32)
 
 
 def check_micro_batch(config) -> None:
@@ -160,6 +163,9 @@ class VAEStage(Stage):
 
     def init(self, key: jax.Array) -> dict:
         return {"vae": self.vae.model.init(key)}
+
+    def axes(self) -> dict:
+        return {"vae": self.vae.model.axes()}
 
     def examples(self, tokens, step, seed: int) -> dict:
         return self.vae.examples(tokens, step, seed)

@@ -8,6 +8,7 @@ import argparse
 import sys
 
 from colajax.errors import UserError, run_main
+from colajax.parallel.processes import join
 from colajax.stages.joint import JointStage
 from colajax.stages.vae import VAEStage
 from colajax.train.config import load_config
@@ -27,6 +28,7 @@ def main() -> None:
         if not argument.startswith("--config."):
             raise UserError(f"{argument}: unknown argument; expected --config, --workdir or --config.KEY=VALUE")
     config = load_config(args.config, [argument.removeprefix("--config.") for argument in rest])
+    join()
     if config.stage not in STAGES:
         raise UserError(f"config.stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
     sys.exit(train(config, STAGES[config.stage], args.workdir))

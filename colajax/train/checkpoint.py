@@ -4,8 +4,6 @@ import json
 import math
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -53,14 +51,12 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             tree = _as_tree(state)
             by_layer = jax.tree_util.tree_map_with_path(_layer_by_layer, tree)
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree, by_layer)))
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree, save_args=by_layer)))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state saved at `step`, laid out as `like` (arrays or ShapeDtypeStructs)."""
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
-        # What an import wrote comes back as numpy.
-        return TrainState(**jax.tree.map(jnp.asarray, restored["state"]))
+        """The state saved at `step`, whatever mesh it was saved on, laid out as `like` (see `state.abstract_state`)."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=_restore(_as_tree(like))))
+        return TrainState(**restored["state"])
 
     def close(self) -> None:
         """Waits until everything that was begun is on disk."""
@@ -92,17 +88,19 @@ def checkpoint_step(workdir, step: int | None = None) -> int:
     return latest if step is None else step
 
 
-def read_params(workdir, step: int | None = None) -> tuple[int, dict]:
-    """The parameters {group: tree} of a run's checkpoint as numpy arrays, with its step (the latest by default)."""
+def _restore(target: dict, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+    """target: ShapeDtypeStructs with shardings. What an import wrote, from numpy, comes back as they say too."""
+    arguments = ocp.checkpoint_utils.construct_restore_args(target)
+    return ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=partial)
+
+
+def read_params(workdir, step: int | None = None, *, like: dict) -> tuple[int, dict]:
+    """The parameters {group: tree} of a run's checkpoint, with its step (the latest by default); like: the same tree,
+    or some groups of it, of ShapeDtypeStructs with shardings."""
     step = checkpoint_step(workdir, step)
     folder = epath.Path(workdir).absolute() / FOLDER
     options = ocp.CheckpointManagerOptions(create=False)
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.CheckpointManager(folder, options=options, item_handlers={"state": handler}) as manager:
-        saved = manager.item_metadata(step)["state"].tree["params"]
-        args = ocp.args.PyTreeRestore(
-            item={"params": jax.tree.map(lambda _: 0, saved)},
-            restore_args={"params": jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)},
-            partial_restore=True,
-        )
-        return step, manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+        arguments = ocp.args.Composite(state=_restore({"params": like}, partial=True))
+        return step, manager.restore(step, args=arguments)["state"]["params"]

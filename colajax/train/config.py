@@ -15,9 +15,13 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.files import write_whole
+from colajax.parallel.mesh import AXES
 
 # Keys that say where and how often, not what is computed; they may differ when a run goes on.
-OPERATIONAL = ("records", "log_every", "eval_every", "checkpoint_every", "keep_every", "remat", "accumulation_steps")
+OPERATIONAL = (
+    "records", "log_every", "eval_every", "checkpoint_every", "keep_every", "remat", "accumulation_steps",
+    *(f"mesh.{axis}" for axis in AXES),
+)  # fmt: skip
 
 
 def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
@@ -95,10 +99,10 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict) -> None:
-    """Writes workdir/config.json, or checks the one that is there: the configuration and `facts` (digests of what the
-    run reads). Raises UserError naming the keys that differ: a run goes on with what it began with. An imported run has
-    met no records yet: it takes the first that it is given."""
+def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict, *, write: bool = True) -> None:
+    """Writes workdir/config.json (with `write`), or checks the one that is there: the configuration and `facts`
+    (digests of what the run reads). Raises UserError naming the keys that differ: a run goes on with what it began
+    with. An imported run has met no records yet: it takes the first that it is given."""
     wanted = json.loads(json.dumps({**config.to_dict(), "facts": facts}))
     path = workdir / "config.json"
     if path.exists():
@@ -116,5 +120,7 @@ def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: d
         if not imported:
             return
         wanted = kept | {"records": wanted["records"]}
+    if not write:
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(wanted, indent=2) + "\n")

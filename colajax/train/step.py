@@ -5,7 +5,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from colajax.axes import constrain
+from colajax.parallel.compiler_options import compiler_options
+from colajax.parallel.rules import laid_out, replicated, shardings_of
 from colajax.train.optimizer import Optimizer
 from colajax.train.state import TrainState
 
@@ -16,6 +20,11 @@ def loss_and_means(stage, params: dict, frozen: dict, examples: dict, counts: di
     means = {name: stage.mean(name, total, counts) for name, total in terms.items()}
     loss = sum(weight * means[name] for name, weight in stage.weights.items() if name in means and weight)
     return loss, means | {"loss": loss}
+
+
+def by_sample(examples: dict) -> dict:
+    """Every array laid out by its leading axis, the samples."""
+    return jax.tree.map(lambda a: constrain(a, "batch", *[None] * (a.ndim - 1)), examples)
 
 
 def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[str, ...], parts: int):
@@ -38,7 +47,8 @@ def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[s
     split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), examples)
 
     def add_part(total, examples_of_part):
-        return jax.tree.map(jnp.add, total, part_gradients(examples_of_part)), None
+        # A part is a run of rows, which lie on a few devices: it is spread over all of them again.
+        return jax.tree.map(jnp.add, total, part_gradients(by_sample(examples_of_part))), None
 
     zeros = jax.tree.map(
         lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part_gradients, jax.tree.map(lambda a: a[0], split))
@@ -46,17 +56,25 @@ def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[s
     return jax.lax.scan(add_part, zeros, split)[0]
 
 
-def make_train_step(stage, optimizer: Optimizer, *, seed: int, parts: int):
-    """Returns the jitted train_step(state, tokens (B, T) int32, trainable) -> (state, means). The state is donated.
+def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int, parts: int):
+    """Returns the jitted train_step(state, tokens (B, T) int32, trainable) -> (state, means). The state, laid out as
+    `like` (see `abstract_state`), is donated; tokens: `parallel.batch.global_batch`.
 
     `trainable` is static: a step that leaves a group alone is a program of its own, and does not compute its
     gradients."""
+    mesh = like.step.sharding.mesh
 
-    @functools.partial(jax.jit, static_argnames="trainable", donate_argnames="state")
+    @functools.partial(
+        jax.jit, static_argnames="trainable", donate_argnames="state",
+        out_shardings=(shardings_of(like), replicated(mesh)),
+        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
+    )  # fmt: skip
     def train_step(state: TrainState, tokens, trainable: tuple[str, ...]):
-        examples = stage.examples(tokens, state.step, seed)
-        grads, means = batch_gradients(stage, state, examples, trainable, parts)
-        params, opt_state, reports = optimizer.update(grads, state.opt_state, state.params, state.step)
+        with laid_out(mesh):
+            examples = by_sample(stage.examples(tokens, state.step, seed))
+            grads, means = batch_gradients(stage, state, examples, trainable, parts)
+        with jax.named_scope("optimizer"):
+            params, opt_state, reports = optimizer.update(grads, state.opt_state, state.params, state.step)
         new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return new, means | reports
 
@@ -66,15 +84,16 @@ def make_train_step(stage, optimizer: Optimizer, *, seed: int, parts: int):
 EVALUATION_SEED = 2**31 - 1  # its own: an evaluation of batch i must not draw what step i draws
 
 
-def make_evaluation(stage):
+def make_evaluation(stage, mesh: Mesh):
     """Returns evaluate(state, batches): the means of the terms over held-out rows, a list of (B, T) int32 batches, with
     noise that is the same at every call; numpy."""
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums_and_counts(params, frozen, tokens, index):
-        examples = stage.examples(tokens, index, EVALUATION_SEED)
-        terms = stage.terms(params, frozen, examples, (), True)
-        return terms, stage.counts(examples)
+        with laid_out(mesh):
+            examples = by_sample(stage.examples(tokens, index, EVALUATION_SEED))
+            terms = stage.terms(params, frozen, examples, (), True)
+            return terms, stage.counts(examples)
 
     def evaluate(state: TrainState, batches: list) -> dict:
         total = None

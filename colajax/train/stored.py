@@ -23,7 +23,7 @@ _NO_CACHE = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 def open_arrays(workdir, step: int | None = None, *, part: str = "params", write: bool = False) -> tuple[int, dict]:
     """One part of the TrainState in a run's checkpoint, as a tree of opened arrays, with its step (the latest by
-    default). Errors as in `checkpoint.read_params`."""
+    default). Errors as in `checkpoint.checkpoint_step`."""
     step = checkpoint_step(workdir, step)
     state = epath.Path(workdir).absolute() / FOLDER / str(step) / "state"
     metadata = json.loads((state / "_METADATA").read_text())

@@ -1,0 +1,40 @@
+"""The processes of a run: joined from what the environment says."""
+
+import os
+
+import jax
+
+from colajax.errors import UserError
+
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def join() -> None:
+    """Joins the run's other processes; to be called once, before anything touches a device.
+
+    In this order: the three variables above; a cluster that JAX knows (TPU pods, also under GKE; Slurm tasks; MPI);
+    otherwise the process is alone. Raises UserError on variables that do not fit together.
+    """
+    given = [name for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)]
+    if not given:
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            if "coordinator_address" not in str(error):  # what JAX says where there is no cluster
+                raise
+        return
+    if len(given) < 3:
+        raise UserError(f"{given[0]} is set: expected all of {ADDRESS} (host:port), {COUNT} and {INDEX}, or none")
+    try:
+        count, index = int(os.environ[COUNT]), int(os.environ[INDEX])
+    except ValueError:
+        shown = f"{os.environ[COUNT]!r}, {os.environ[INDEX]!r}"
+        raise UserError(f"{COUNT} and {INDEX} are {shown}: expected ints") from None
+    if not 0 <= index < count:
+        raise UserError(f"{INDEX} is {index}: expected 0 to {COUNT} - 1 ({count - 1})")
+    jax.distributed.initialize(os.environ[ADDRESS], count, index)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes logs."""
+    return jax.process_index() == 0

@@ -1,0 +1,42 @@
+"""How text is sampled."""
+
+import dataclasses
+
+import numpy as np
+
+from colajax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample. `steps`: Euler steps a block; temperature 0: the best token; top_k 0 and top_p 1: no restriction.
+
+    Raises UserError naming the key on a value out of range."""
+
+    max_new_tokens: int = 32
+    steps: int = 16
+    guidance: float = 7.0
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kinds = int if field.type is int else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not np.isfinite(value):
+                raise UserError(f"{field.name} is {value!r}: expected a finite {field.type.__name__}")
+        for key, holds, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("steps", self.steps >= 1, "at least 1"),
+            ("guidance", self.guidance >= 0, "0 or more (1 is no guidance)"),
+            ("temperature", self.temperature >= 0, "0 (the best token) or more"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1 (off)"),
+            ("repetition_penalty", self.repetition_penalty > 0, "more than 0 (1 is off)"),
+            ("seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1"),
+        ):
+            if not holds:
+                raise UserError(f"{key} is {getattr(self, key)!r}: expected {expected}")

@@ -1,0 +1,139 @@
+"""What mesh_test.py runs in processes of their own: python tests/mesh_worker.py TASK STAGE MESH [MESH ...]
+
+Every process of a group is started alike (see colajax/parallel/processes.py); the first one prints a JSON object
+{mesh: result}. A mesh is "data,fsdp,tensor"; "one" is the first device alone.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny_models
+import tiny_runs
+from jax.experimental import multihost_utils
+
+from colajax.data.loader import Loader
+from colajax.hf import layout
+from colajax.parallel.batch import global_batch, local_rows
+from colajax.parallel.mesh import AXES, ONE_DEVICE, make_mesh
+from colajax.parallel.processes import is_first, join
+from colajax.parallel.rules import laid_out, replicated, shardings_of
+from colajax.sampling.cola import Sampler
+from colajax.sampling.settings import SamplingSettings
+from colajax.stages.joint import JointStage
+from colajax.train.optimizer import make_optimizer
+from colajax.train.state import TrainState, abstract_state
+from colajax.train.step import batch_gradients, by_sample
+
+STEPS = 50
+
+
+def mesh_of(name: str):
+    if name == "one":
+        return make_mesh(ONE_DEVICE, jax.devices()[:1])
+    return make_mesh(dict(zip(AXES, map(int, name.split(",")), strict=True)))
+
+
+def whole(tree):
+    """Arrays over any mesh as numpy, in every process."""
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def gradients(stage_name: str, mesh) -> dict:
+    """{"loss": number, "gradients": file of the flattened gradients}"""
+    # 43 words divide over nothing, and 4 masked views not over 8 devices.
+    stage, config = tiny_runs.make_stage(stage_name, "vae.vocab_size=43")
+    params = tiny_runs.make_params(stage)
+    state = TrainState(jnp.int32(5), params, {}, tiny_runs.make_frozen(stage))
+    optimizer = make_optimizer(config.optimizer, params, config.total_steps)
+    like = abstract_state(stage, optimizer, mesh)
+    where = TrainState(replicated(mesh), shardings_of(like.params), {}, shardings_of(like.frozen))
+    state = jax.device_put(jax.tree.map(np.asarray, state), where)
+    tokens = tiny_runs.make_tokens()
+    tokens = global_batch(mesh, tokens[local_rows(mesh, len(tokens))], len(tokens))
+
+    def run(state, tokens):
+        with laid_out(mesh):
+            examples = by_sample(stage.examples(tokens, state.step, seed=1))
+            return batch_gradients(stage, state, examples, stage.groups, 1)
+
+    found, means = whole(jax.jit(run, out_shardings=replicated(mesh))(state, tokens))
+    flat, _ = jax.flatten_util.ravel_pytree(found)
+    return {"loss": float(means["loss"]), "gradients": np.asarray(flat, np.float64).tolist()}
+
+
+def text(_, mesh) -> list:
+    """Tokens drawn after prompts of several lengths, in a batch that divides over nothing."""
+    params = [tiny_models.random_params(kind, config, 7)
+              for kind, config in ((layout.VAE, tiny_models.VAE), (layout.DIT, tiny_models.DIT))]  # fmt: skip
+    sampler = Sampler(tiny_models.VAE, tiny_models.DIT, *params, pad_id=0, eos_id=None, mesh=mesh)
+    prompts = [[1, 2, 3], [], [4] * 9]
+    return sampler.generate(prompts, SamplingSettings(max_new_tokens=10, steps=4, guidance=2.0))
+
+
+class Probe(JointStage):
+    """A stage whose terms are a digest of the examples that reach the loss: a number of each sample's bits, summed over
+    samples in integers, so that it tells which samples there are and not in which parts they came."""
+
+    DENOMINATORS = {}
+
+    def terms(self, params, frozen, examples, trainable, diagnostics=False):
+        rows = examples["tokens"].shape[0]
+        digests = {"zero": 0.0 * sum(leaf.sum() for leaf in jax.tree.leaves(params))}
+        for name, array in examples.items():
+            array = array.astype(jnp.uint32) if array.dtype == bool else jax.lax.bitcast_convert_type(array, jnp.uint32)
+            array = array.reshape(rows, -1)
+            odd = 2 * jnp.arange(array.shape[1], dtype=jnp.uint32) + 2654435761
+            sample = (array * odd).sum(-1, dtype=jnp.uint32)
+            sample = (sample ^ (sample >> 15)) * jnp.uint32(2246822519)
+            digests[name] = (sample ^ (sample >> 13)).sum(dtype=jnp.uint32)
+        return digests
+
+    def mean(self, name, total, counts):
+        return total
+
+
+def hashes(records: str, mesh, parts: int) -> str:
+    """A digest of everything that the loss of STEPS updates reads: rows, noise, times, masks."""
+    config = tiny_runs.tiny_config("joint", "batch_size=16", "objective.mask_every=2", "objective.prompt_probability=.5")
+    stage = Probe(config, 0)
+    stage.weights = {"zero": 1.0}
+    params = jax.device_put(jax.tree.map(np.asarray, stage.init(jax.random.key(0))), replicated(mesh))
+    loader = Loader(records, "train", config.batch_size, config.sequence_length, config.data_seed)
+
+    def run(params, step, tokens):
+        state = TrainState(step, params, {}, {})
+        with laid_out(mesh):
+            examples = by_sample(stage.examples(tokens, step, config.seed))
+            return batch_gradients(stage, state, examples, stage.groups, parts)[1]
+
+    run = jax.jit(run, out_shardings=replicated(mesh))
+    digest = hashlib.sha256()
+    batches = loader.iterate(0, local_rows(mesh, config.batch_size))
+    for step, local in zip(range(STEPS), batches, strict=False):
+        found = jax.device_get(run(params, np.int32(step), global_batch(mesh, local, config.batch_size)))
+        digest.update(json.dumps({name: int(value) for name, value in sorted(found.items())}).encode())
+    return digest.hexdigest()
+
+
+TASKS = {"gradients": gradients, "text": text, "hashes": hashes}
+
+
+def main() -> None:
+    task, argument, *names = sys.argv[1:]
+    join()
+    results = {}
+    for name in names:
+        mesh, *more = name.split("/")
+        results[name] = TASKS[task](argument, mesh_of(mesh), *map(int, more))
+    if is_first():
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()
