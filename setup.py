@@ -30,9 +30,12 @@ setup(
     ],
     extras_require={
         "torch": ["torch>=2.13", "transformers>=5.23"],
+        # libtpu as jax wants it; gs:// for runs, records and TensorBoard. A plan needs libtpu and no TPU.
+        "tpu": ["jax[tpu]>=0.10.2", "etils[epath-gcs]>=1.13", "google-cloud-storage>=3"],
         # One version of torch: of this one the package index has a build for CPUs alone, without gigabytes of CUDA.
         "test": [
-            "hypothesis>=6.150", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.15", "torch==2.13.0", "transformers>=5.23",
+            "hypothesis>=6.150", "jax[tpu]>=0.10.2", "jsonschema>=4.26", "kubeflow-trainer-api>=2.3", "pytest>=9",
+            "pytest-xdist>=3.8", "pyyaml>=6", "ruff>=0.15", "torch==2.13.0", "transformers>=5.23",
         ],
     },
 )

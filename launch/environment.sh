@@ -1,5 +1,6 @@
+# shellcheck shell=bash disable=SC2034 # $python is for the scripts that source this
 # Sourced by the scripts beside it: makes .venv in the repository and installs colajax there, once.
-# Usage: source launch/environment.sh [EXTRA]   (an extra of setup.py: test)
+# Usage: source launch/environment.sh [EXTRA]   (an extra of setup.py: test, tpu)
 # $PYTHON names the interpreter to make it with; Python 3.11 or newer.
 extra="${1:-}"
 stamp=".venv/.installed${extra:+-$extra}"

@@ -4,15 +4,29 @@ import os
 import tempfile
 
 import pytest
+import slurm_cluster
 import tiny_runs
 
 from colajax.data.prepare import prepare
 from colajax.data.stories import stories, write_corpus
 from colajax.data.tokenizer import train_sentencepiece
 
+# Of all that may be installed here, the tests run on the CPU; for a GPU, say JAX_PLATFORMS=cuda.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 # Where transformers puts the classes of an export that it loads: each test process a place of its own.
 _modules = tempfile.TemporaryDirectory(prefix="hf_modules")
 os.environ["HF_MODULES_CACHE"] = _modules.name
+
+# Slurm is Debian's, not Python's: .ci/run installs it and sets COLAJAX_SLURM, by which its absence is an error.
+collect_ignore = [] if slurm_cluster.installed() else ["slurm_test.py"]
+if collect_ignore and os.environ.get("COLAJAX_SLURM"):
+    raise pytest.UsageError("COLAJAX_SLURM is set, but there is no Slurm: apt-get install slurm-wlm munge")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if collect_ignore:
+        terminalreporter.write_line("slurm_test.py was left out: no Slurm here (apt-get install slurm-wlm munge)")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""What mesh_test.py runs in processes of their own: python tests/mesh_worker.py TASK STAGE MESH [MESH ...]
+"""What mesh_test.py runs in processes of their own: python tests/mesh_worker.py OUT TASK ARGUMENT MESH [MESH ...]
 
-Every process of a group is started alike (see colajax/parallel/processes.py); the first one prints a JSON object
-{mesh: result}. A mesh is "data,fsdp,tensor"; "one" is the first device alone.
+Every process of a group is started alike (see colajax/parallel/processes.py); the first one writes OUT, a JSON
+object {mesh: result}. A mesh is "data,fsdp,tensor"; "one" is the first device alone.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from colajax.data.loader import Loader
 from colajax.hf import layout
+from colajax.models import layers
 from colajax.parallel.batch import global_batch, local_rows
 from colajax.parallel.mesh import AXES, ONE_DEVICE, make_mesh
 from colajax.parallel.processes import is_first, join
@@ -30,6 +31,7 @@ from colajax.train.state import TrainState, abstract_state
 from colajax.train.step import batch_gradients, by_sample
 
 STEPS = 50
+layers.UNROLLED_LAYERS = 0  # as for tall stacks; and there is less to compile
 
 
 def mesh_of(name: str):
@@ -87,7 +89,7 @@ class Probe(JointStage):
         for name, array in examples.items():
             array = array.astype(jnp.uint32) if array.dtype == bool else jax.lax.bitcast_convert_type(array, jnp.uint32)
             array = array.reshape(rows, -1)
-            odd = 2 * jnp.arange(array.shape[1], dtype=jnp.uint32) + 2654435761
+            odd = 2 * jnp.arange(array.shape[1], dtype=jnp.uint32) + jnp.uint32(2654435761)
             sample = (array * odd).sum(-1, dtype=jnp.uint32)
             sample = (sample ^ (sample >> 15)) * jnp.uint32(2246822519)
             digests[name] = (sample ^ (sample >> 13)).sum(dtype=jnp.uint32)
@@ -97,9 +99,12 @@ class Probe(JointStage):
         return total
 
 
-def hashes(records: str, mesh, parts: int) -> str:
+def hashes(records: str, mesh, parts: int, more_seed: int = 0) -> str:
     """A digest of everything that the loss of STEPS updates reads: rows, noise, times, masks."""
-    config = tiny_runs.tiny_config("joint", "batch_size=16", "objective.mask_every=2", "objective.prompt_probability=.5")
+    config = tiny_runs.tiny_config(
+        "joint", "batch_size=16", "objective.mask_every=2", "objective.prompt_probability=.5",
+        f"seed={66 + more_seed}",
+    )  # fmt: skip
     stage = Probe(config, 0)
     stage.weights = {"zero": 1.0}
     params = jax.device_put(jax.tree.map(np.asarray, stage.init(jax.random.key(0))), replicated(mesh))
@@ -124,14 +129,14 @@ TASKS = {"gradients": gradients, "text": text, "hashes": hashes}
 
 
 def main() -> None:
-    task, argument, *names = sys.argv[1:]
+    out, task, argument, *names = sys.argv[1:]
     join()
     results = {}
     for name in names:
         mesh, *more = name.split("/")
         results[name] = TASKS[task](argument, mesh_of(mesh), *map(int, more))
     if is_first():
-        print(json.dumps(results))
+        Path(out).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

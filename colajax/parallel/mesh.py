@@ -25,7 +25,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh
     number of devices, or the data axis not the number of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = _shape(sizes, len(devices))
+    shape = mesh_shape(sizes, len(devices))
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices > 1:
         if shape[0] % slices:
@@ -34,11 +34,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh
         grid = mesh_utils.create_hybrid_device_mesh(
             per_slice, (slices, 1, 1), devices, allow_split_physical_axes=True
         )
-        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
+def mesh_shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
+    """The sizes of AXES for `count` devices. Raises UserError where they do not fit."""
     shape = [sizes[axis] for axis in AXES]
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise UserError(f"config.mesh is {_shown(shape)}: expected sizes of at least 1, one of them may be -1")

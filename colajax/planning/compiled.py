@@ -1,0 +1,67 @@
+"""The real training step, compiled ahead of time for TPUs that are not there."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from colajax.parallel.batch import check_batch
+from colajax.parallel.mesh import make_mesh
+from colajax.parallel.rules import sharding
+from colajax.planning.memory import state_bytes
+from colajax.planning.schedule import Schedule, read_schedule
+from colajax.planning.topology import Topology, out_of_memory
+from colajax.train.optimizer import make_optimizer
+from colajax.train.state import abstract_state
+from colajax.train.step import make_train_step
+
+
+class CompiledStep(NamedTuple):
+    """What the compiler says of one device. memory: bytes by kind, "peak" their sum, of a step that does not fit as far
+    as the compiler got; schedule is None then."""
+
+    mesh: jax.sharding.Mesh
+    memory: dict[str, int]
+    schedule: Schedule | None
+    seconds: float  # that compiling took
+
+
+def compile_step(config, make_stage, topology: Topology) -> CompiledStep:
+    """Compiles what `train.loop.train` would run on the devices of a TPU topology.
+
+    make_stage(config, pad_id) -> Stage. Raises UserError where configuration and devices do not fit each other."""
+    mesh = make_mesh(config.mesh, topology.devices)
+    check_batch(mesh, config.batch_size, config.accumulation_steps)
+    stage = make_stage(config, 0)
+    optimizer = make_optimizer(config.optimizer, jax.eval_shape(stage.init, jax.random.key(0)), config.total_steps)
+    state = abstract_state(stage, optimizer, mesh)
+    shape = (config.batch_size, config.sequence_length)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding(mesh, ("batch", None), shape))
+    step = make_train_step(stage, optimizer, state, seed=config.seed, parts=config.accumulation_steps)
+    lowered = step.lower(state, tokens, stage.trainable(0))
+    memory, began = state_bytes(state), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        except jax.errors.JaxRuntimeError as error:
+            refused = out_of_memory(error)
+            if refused is None:
+                raise
+            memory["activations"] = int(refused[0]) - sum(memory.values())
+            return CompiledStep(mesh, memory | {"peak": int(refused[0])}, None, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        schedule = read_schedule(_after_codegen(Path(folder)), dict(mesh.shape))
+    found = compiled.memory_analysis()
+    total = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    total += found.temp_size_in_bytes + found.generated_code_size_in_bytes
+    memory["program"] = found.generated_code_size_in_bytes
+    memory["activations"] = total - sum(memory.values())
+    return CompiledStep(mesh, memory | {"peak": total}, schedule, seconds)
+
+
+def _after_codegen(folder: Path) -> str:
+    """The text of the training step's program, not of a small one that was compiled on the way."""
+    return max(folder.glob("*after_codegen.txt"), key=lambda path: path.stat().st_size).read_text()

@@ -1,0 +1,182 @@
+"""What the compiler's schedule says of one step: compute cycles by part, and every exchange between chips.
+
+The compiler estimates the cycles of each instruction that computes. An instruction counts as often as the loops around
+it run. Collectives have no estimate: what is read off is how many bytes a chip sends, along which axes of the mesh, and
+how many cycles of compute are scheduled between a collective's start and its end.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from colajax.planning import hlo
+from colajax.planning.hlo import Computation, Instruction
+
+# A named scope of the traced program -> the part of a step, the first that an operation's name holds.
+PARTS = (
+    ("optimizer", "optimizer"),
+    ("cross_entropy", "cross-entropy"),
+    ("unembedding", "cross-entropy"),
+    ("attention", "attention"),
+    ("mlp", "MLP"),
+    ("modulation", "modulation"),
+    ("embedding", "embedding"),
+    ("examples", "random draws"),
+)
+OTHER = "other (norms, residuals, copies)"
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+# Instructions that take time of their own, though the compiler may give no estimate for them.
+_WORK = ("fusion", "custom-call", "convolution", "dot", "sort", "gather", "scatter", "reduce", "reshape", "conditional")
+# Custom calls that do nothing.
+_FREE = ("AllocateBuffer", "ConcatBitcast", "GatherScatterIndicesBitpacked", "AssumeGatherIndicesInBound", "SliceId")
+# What crosses from slice to slice is sent and received by the host; the type of a transfer -> the kind.
+NETWORK = "slices"
+_TRANSFERS = {"ALL_REDUCE": "all-reduce", "ALL_GATHER": "all-gather", "REDUCE_SCATTER": "reduce-scatter",
+              "ALL_TO_ALL": "all-to-all", "ONE_TO_ONE": "collective-permute"}  # fmt: skip
+
+
+class Collective(NamedTuple):
+    """One collective, `times` executed a step."""
+
+    kind: str
+    axes: tuple[str, ...]  # of the mesh, along which the devices of a group differ; NETWORK between slices
+    groups: list[list[int]]  # of positions in the mesh's flat list of devices; none between slices
+    sent: float  # bytes that a chip sends at one execution: on a ring; between slices, what it hands to the network
+    times: int
+    asynchronous: bool
+    hidden_cycles: int  # of compute scheduled between start and end, at one execution
+
+
+class Schedule(NamedTuple):
+    cycles: Counter  # {part: cycles a step}
+    recomputed: int  # of these cycles, those of the backward pass's second forward pass
+    collectives: list[Collective]
+    untimed: Counter  # {what: executions a step} of work that the compiler gives no cycles for
+
+
+def read_schedule(text: str, mesh: Mapping[str, int]) -> Schedule:
+    """From the compiler's text after code generation; mesh: {axis: size} in the order of the program's devices."""
+    reader = _Reader(hlo.parse(text), mesh)
+    reader.visit(reader.program.entry, 1)
+    return Schedule(reader.cycles, reader.recomputed, reader.collectives, reader.untimed)
+
+
+def part_of(op_name: str) -> str:
+    return next((part for scope, part in PARTS if re.search(rf"\b{scope}\b", op_name)), OTHER)
+
+
+@dataclasses.dataclass
+class _Span:
+    """A collective from its start to its end, in cycles since the start of its computation."""
+
+    instruction: Instruction
+    where: str  # the computation that holds it
+    start: int
+    end: int
+    asynchronous: bool = False
+
+
+class _Reader:
+    def __init__(self, program: hlo.Program, mesh: Mapping[str, int]):
+        self.program, self.mesh = program, mesh
+        self.cycles, self.untimed, self.recomputed, self.collectives = Counter(), Counter(), 0, []
+
+    def visit(self, name: str, times: int) -> int:
+        """Counts a computation that is executed `times` a step; returns the cycles of one execution."""
+        computation = self.program.computations[name]
+        elapsed, spans = 0, {}
+        for instruction in computation.instructions.values():
+            self._follow(spans, instruction, name, elapsed)
+            elapsed += self._cycles(instruction, computation, times)
+        self.collectives += [self._collective(span, times) for span in spans.values()]
+        return elapsed
+
+    def _cycles(self, instruction: Instruction, computation: Computation, times: int) -> int:
+        opcode = instruction.opcode
+        if opcode == "while":
+            count = hlo.trip_count(self.program, computation, instruction)
+            if count is None:
+                self.untimed["while loop of unknown length, counted once"] += times
+                count = 1
+            return count * self.visit(instruction.computation("body"), times * count)
+        if opcode == "call":
+            return self.visit(instruction.computation("to_apply"), times)
+        if instruction.cycles is not None:
+            self.cycles[part_of(instruction.op_name)] += instruction.cycles * times
+            self.recomputed += instruction.cycles * times * ("rematted_computation" in instruction.op_name)
+            return instruction.cycles
+        target = instruction.find(r'custom_call_target="([^"]+)"')
+        if opcode in _WORK and target not in _FREE and not self._within(instruction):
+            self.untimed[f"{opcode} {target}" if target else opcode] += times
+        return 0
+
+    # ---- collectives ------------------------------------------------------------------------------------------------
+
+    def _follow(self, spans: dict, instruction: Instruction, name: str, elapsed: int) -> None:
+        """Opens, extends or ends the span that an instruction belongs to, if it does to one.
+
+        A collective is one instruction; or a start and a done (with an update between where it runs on a SparseCore,
+        which has its operands from then on); or fusions that all hold it, with compute fused to those between; or,
+        from slice to slice, a send and a recv of the host that meet under one name.
+        """
+        opcode, source = instruction.opcode, next(iter(instruction.operands), "")
+        rendezvous = instruction.find(r'_xla_host_transfer_rendezvous="([^"]+)"')
+        if opcode == "send" and rendezvous:
+            spans[rendezvous] = _Span(instruction, name, elapsed, elapsed)
+        if opcode == "recv" and rendezvous in spans:
+            spans[instruction.name] = spans.pop(rendezvous)
+        if opcode.endswith(("-done", "-update")) and source in spans:
+            span = spans[source]
+            span.end, span.asynchronous = elapsed, True
+            if opcode == "async-update":
+                span.start = elapsed
+                spans[instruction.name] = spans.pop(source)
+        held = [(name, instruction)] if opcode.removesuffix("-start") in KINDS else self._within(instruction)
+        for where, inner in held:
+            fused = "async_collective_fusion_config" in inner.attributes
+            key = inner.find(r"channel_id=(\d+)") if fused else instruction.name
+            if key in spans:
+                spans[key].end, spans[key].asynchronous = elapsed, True
+            else:
+                spans[key] = _Span(inner, where, elapsed, elapsed)
+
+    def _within(self, instruction: Instruction) -> list[tuple[str, Instruction]]:
+        """The collectives inside a fusion or an asynchronous call, each after the computation that holds it."""
+        if instruction.opcode not in ("fusion", "async-start"):
+            return []
+        return list(self._search(instruction))
+
+    def _search(self, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
+        for name in re.findall(r"\b(?:calls|to_apply|called_computations)=\{?%([\w.\-]+)", instruction.attributes):
+            for inner in self.program.computations[name].instructions.values():
+                if inner.opcode in KINDS:
+                    yield name, inner
+                elif inner.opcode in ("fusion", "call", "custom-call", "async-start"):
+                    yield from self._search(inner)
+
+    def _collective(self, span: _Span, times: int) -> Collective:
+        instruction = span.instruction
+        computation = self.program.computations[span.where]
+        if instruction.opcode == "send":
+            kind = _TRANSFERS.get(instruction.find(r'_xla_megascale_transfer_type="(\w+)"'), "transfer")
+            sent = hlo.size(computation.instructions[instruction.operands[0]].shape)
+            return Collective(kind, (NETWORK,), [], sent, times, span.asynchronous, span.end - span.start)
+        kind = instruction.opcode.removesuffix("-start")
+        if span.where.startswith("all-reduce-scatter"):  # an all-reduce of which a slice is kept, made into one
+            kind = "reduce-scatter"
+        groups = hlo.device_groups(instruction.attributes, math.prod(self.mesh.values()))
+        operand = sum(hlo.size(computation.instructions[name].shape) for name in instruction.operands)
+        others, size = len(groups[0]) - 1, len(groups[0])
+        sent = {
+            "all-gather": operand * others,
+            "all-reduce": 2 * operand * others / size,
+            "reduce-scatter": operand * others / size,
+            "all-to-all": operand * others / size,
+        }.get(kind, operand)
+        axes = hlo.varying_axes(groups, self.mesh)
+        return Collective(kind, axes, groups, sent, times, span.asynchronous, span.end - span.start)
+

@@ -1,0 +1,69 @@
+"""A run that changes machines, begun on 8 devices, continued on 4, on 2 processes, on 8: against one left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import tiny_runs
+from mesh_test import environment
+from resume_test import STOPPED
+from tiny_runs import ROOT
+
+STEPS = 50
+
+
+def start(folder, workdir, records, devices: int, mesh: str, *, stop: int | None = None, **more: str):
+    """A process of the training in `workdir`; with `stop` it gets SIGTERM at the line of that step."""
+    overrides = [*tiny_runs.overrides("joint"), f"total_steps={STEPS}", "checkpoint_every=10", "keep_every=10",
+                 f"records={records}",
+                 f"init_from={folder / 'vae'}"]  # fmt: skip
+    overrides += [f"mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh.split(","), strict=True)]
+    begin = ["-m", "colajax.train"]
+    if stop is not None:
+        begin = ["-c", STOPPED, str(int(signal.SIGTERM)), str(stop), str(workdir / "checkpoints" / "10")]
+    return subprocess.Popen(
+        [sys.executable, *begin, "--config", tiny_runs.spec("joint"), "--workdir", str(workdir),
+         *[f"--config.{override}" for override in overrides]],
+        cwd=ROOT, env=environment(devices, **more), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_resumed_on_other_meshes_and_process_counts(records, tmp_path):
+    overrides = [f"--config.{override}" for override in (*tiny_runs.overrides("vae"), f"records={records}")]
+    subprocess.run(
+        [sys.executable, "-m", "colajax.train", "--config", tiny_runs.spec("vae"), "--workdir", str(tmp_path / "vae"),
+         *overrides], cwd=ROOT, env=environment(1), check=True, capture_output=True,
+    )  # fmt: skip
+    alone = start(tmp_path, tmp_path / "alone", records, 8, "2,2,2")
+    assert alone.wait() == 0, alone.communicate()
+
+    moved = tmp_path / "moved"
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}", "JAX_NUM_PROCESSES": "2"}
+    phases = ((8, "8,1,1", 13, 1), (4, "1,4,1", 26, 1), (1, "1,2,1", 35, 2), (8, "2,2,2", None, 1))
+    began = []
+    for devices, mesh, stop, count in phases:
+        processes = [
+            start(tmp_path, moved, records, devices, mesh, stop=stop,
+                  **(cluster | {"JAX_PROCESS_ID": str(i)} if count > 1 else {}))
+            for i in range(count)
+        ]  # fmt: skip
+        outputs = [process.communicate()[0] for process in processes]
+        expected = 0 if stop is None else 128 + signal.SIGTERM
+        assert [process.returncode for process in processes] == [expected] * count, outputs
+        if began:
+            assert f"going on from step {began[-1]}\n" in outputs[0]
+        began.append(max(int(path.name) for path in (moved / "checkpoints").iterdir() if path.name.isdigit()))
+    assert 13 < began[0] < 26 < began[1] < 35 < began[2] < began[3] == STEPS
+
+    found, expected = metrics(moved), metrics(tmp_path / "alone")
+    assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert len(found) == len(expected)
+    for line, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-5)

@@ -1,0 +1,77 @@
+"""launch/local.sh with real processes: four train, are killed, go on, and end as one process does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import tiny_runs
+from tiny_runs import ROOT
+
+# python -m colajax.train whose second process is killed once checkpoint 4 is whole, while the first waits at step 5.
+KILLED = """
+import os, pathlib, signal, sys, threading, time
+from colajax.errors import run_main
+from colajax.train import __main__, loop
+checkpoint, line = pathlib.Path(sys.argv.pop(1)), loop.progress_line
+def line_once_saved(step, *rest):
+    while step == 5 and not checkpoint.exists():
+        time.sleep(0.01)
+    if step == 5:
+        time.sleep(60)  # until the second process is dead and this one ended for it
+    return line(step, *rest)
+def die_once_saved():
+    while not checkpoint.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+loop.progress_line = line_once_saved
+if os.environ["JAX_PROCESS_ID"] == "1":
+    threading.Thread(target=die_once_saved, daemon=True).start()
+run_main(__main__.main)
+"""
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_four_processes_are_killed_and_go_on(tmp_path, records):
+    overrides = [f"--config.{override}" for override in tiny_runs.overrides("vae")]
+    workdir = tmp_path / "four"
+    (tmp_path / "killed.py").write_text(KILLED)
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/killed.py {workdir}/checkpoints/4 "$@"\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+
+    def train(*command):
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600
+        )
+
+    def local(python):
+        return train(
+            "bash", "launch/local.sh", "processes=4", "devices=1", f"python={python}", f"workdir={workdir}",
+            f"config={tiny_runs.spec('vae')}", f"records={records}", *overrides,
+        )  # fmt: skip
+
+    killed = local(tmp_path / "python")
+    assert killed.returncode == 137, killed.stderr[-3000:]
+    assert killed.stderr.count("ended with status") == 4
+    again = local(sys.executable)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "going on from step 4\n" in again.stdout
+    alone = train(
+        sys.executable, "-m", "colajax.train", "--config", tiny_runs.spec("vae"), "--workdir", str(tmp_path / "alone"),
+        f"--config.records={records}", *overrides,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    found, expected = metrics(workdir), metrics(tmp_path / "alone")
+    assert [(line["step"], line["kind"]) for line in found] == [(line["step"], line["kind"]) for line in expected]
+    for line, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-5)

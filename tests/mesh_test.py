@@ -1,0 +1,91 @@
+"""The same numbers on every mesh and in any number of processes: eight simulated devices, real processes."""
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import ROOT
+
+WORKER = Path(__file__).parent / "mesh_worker.py"
+MESHES = [f"{d},{f},{8 // (d * f)}" for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
+# (processes, devices of each, mesh): parameters and heads, or the batch and parameters, lie across processes.
+CLUSTERS = [(2, 4, "1,1,8"), (4, 2, "2,2,2")]
+
+
+def environment(devices: int, **more: str) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    # Most of the time here is XLA's; what it makes of a program is not what is tested.
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **quick, **more}
+
+
+def run_worker(task: str, argument: str, names: list[str], *, processes: int = 1, devices: int = 8) -> dict:
+    """The first process' results, {mesh: result}."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)} if processes > 1 else {}
+    out = os.path.join(tempfile.mkdtemp(), "results.json")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), out, task, argument, *names], cwd=ROOT, text=True,
+            env=environment(devices, **cluster, **({"JAX_PROCESS_ID": str(i)} if cluster else {})),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+    outputs = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * processes, outputs
+    return json.loads(Path(out).read_text())
+
+
+@functools.cache
+def results(task: str, argument: str) -> dict:
+    """Of one device and of every factorisation of eight, in one process."""
+    return run_worker(task, argument, ["one", *MESHES])
+
+
+def assert_same_gradients(found: dict, expected: dict):
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    ours, theirs = np.array(found["gradients"]), np.array(expected["gradients"])
+    assert np.linalg.norm(theirs) > 0.1
+    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("stage", ["vae", "joint"])
+def test_every_factorisation_gives_the_loss_and_the_gradients_of_one_device(stage, mesh):
+    assert_same_gradients(results("gradients", stage)[mesh], results("gradients", stage)["one"])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_factorisation_writes_the_same_text(mesh):
+    text = results("text", "")
+    assert len({len(tokens) for tokens in text["one"]} | {10}) == 1
+    assert text[mesh] == text["one"]
+
+
+@pytest.mark.parametrize(("processes", "devices", "mesh"), CLUSTERS)
+def test_processes_give_the_same_numbers_and_the_same_text(processes, devices, mesh):
+    for stage in ("vae", "joint"):
+        found = run_worker("gradients", stage, [mesh], processes=processes, devices=devices)
+        assert_same_gradients(found[mesh], results("gradients", stage)["one"])
+    assert run_worker("text", "", [mesh], processes=processes, devices=devices)[mesh] == results("text", "")["one"]
+
+
+def test_what_the_loss_reads_hangs_on_seed_step_and_sample_alone(records):
+    """Rows, noise, times and masks of 50 updates, by digest: 1, 2, 4, 8 devices; 1, 2, 4 processes; 1, 2, 4 parts."""
+    run = functools.partial(run_worker, "hashes", str(records))
+    alone = run(["one/1", "one/2", "one/4", "one/1/1"], devices=1)
+    another_seed = alone.pop("one/1/1")
+    found = [alone, run(["2,1,1/2"], devices=2), run(["1,4,1/4"], devices=4), run(["2,2,2/1", "8,1,1/2"], devices=8)]
+    found += [run(["2,1,1/1", "2,1,1/4"], processes=2, devices=1), run(["2,2,1/1"], processes=4, devices=1)]
+    assert {digest for result in found for digest in result.values()} == {alone["one/1"]}
+    assert another_seed != alone["one/1"]

@@ -1,0 +1,196 @@
+"""Plans: memory against arrays, what does not fit and what would, the search, the command line."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+from tiny_runs import ROOT, STAGES, tiny_config
+
+from colajax.errors import UserError
+from colajax.parallel.mesh import make_mesh
+from colajax.planning.advice import refusal
+from colajax.planning.memory import changed, state_bytes, whole_bytes
+from colajax.planning.plan import analytic_plan, target
+from colajax.planning.search import search
+from colajax.planning.topology import Topology, find_topology
+from colajax.train.optimizer import make_optimizer
+from colajax.train.state import abstract_state, fresh_state
+
+
+@pytest.mark.parametrize("name", ["vae", "joint"])
+def test_bytes_of_the_state_against_arrays(name):
+    config = tiny_config(name)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    stage = STAGES[name](config, 0)
+    optimizer = make_optimizer(config.optimizer, jax.eval_shape(stage.init, jax.random.key(0)), config.total_steps)
+    like = abstract_state(stage, optimizer, mesh)
+    state = fresh_state(stage, optimizer, like, seed=0)
+    held = {"parameters": state.params, "optimizer": state.opt_state, "frozen": state.frozen}
+    expected = {kind: sum(a.nbytes for a in jax.tree.leaves(tree)) for kind, tree in held.items()}
+    assert state_bytes(like) == expected
+    assert whole_bytes(like) == sum(expected.values()) + state.step.nbytes
+
+
+@pytest.mark.parametrize("name", ["vae", "joint"])
+def test_activations_follow_rows_and_remat(name):
+    """Without rematerialisation, at least the arrays that every layer's products need; with it, less and less."""
+    config = tiny_config(name, "vae.encoder_num_blocks=5", "vae.decoder_num_blocks=5")
+
+    def kept(**values):
+        return analytic_plan(changed(config, **values), STAGES[name], find_topology("cpu:4"))["memory"]["activations"]
+
+    one = {"mesh": {"data": 4, "fsdp": 1}}
+    none, dots, full = (kept(remat=remat, **one) for remat in ("none", "dots", "full"))
+    rows = config.batch_size / 4
+    assert full < dots < none
+    assert none > 10 * rows * config.sequence_length * config.vae.dim * 4 * 6  # q, k, v, out, up, down of ten blocks
+    # A row costs what it costs, and the gradients lie where the parameters do.
+    twice, gradients = kept(remat="none", batch_size=2 * config.batch_size, **one), kept(remat="none", **one) - none
+    assert gradients == 0
+    parameters = analytic_plan(changed(config, **one), STAGES[name], find_topology("cpu:4"))["memory"]["parameters"]
+    assert twice - parameters == 2 * (none - parameters)
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------
+
+JOINT = str(ROOT / "configs/cola_joint.py")
+
+
+def run_plan(*arguments):
+    command = [sys.executable, str(ROOT / "tools/plan.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def planned(*arguments) -> dict:
+    done = run_plan(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(*arguments) -> str:
+    done = run_plan(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    return done.stderr
+
+
+def test_a_plan_for_gpus():
+    plan = planned("--config", JOINT, "--topology", "h100:64", "--eflops", "1000")
+    assert (plan["how"], plan["chips"], plan["mesh"]) == ("analytic", 64, {"data": 4, "fsdp": 16, "tensor": 1})
+    parameters = plan["checkpoint_bytes"] / 4
+    assert 3 * 2.3e9 < parameters < 3 * 2.6e9 + 0.3e9  # two Adam moments beside 1.8 B + 0.5 B, and the reference
+    reached = plan["target"]
+    per_step = 6 * 1.8e9 * 1408 * 512 / 1e18
+    assert reached["steps"] == math.ceil(1000 / per_step)
+    assert plan["step_seconds"] == pytest.approx(plan["useful_flops"] / (64 * 989e12 * 0.4))
+    assert reached["days"] == pytest.approx(reached["steps"] * plan["step_seconds"] / 86400)
+    assert reached["chip_hours"] == pytest.approx(64 * 24 * reached["days"])
+    assert reached["checkpoints"] == reached["steps"] // 50_000 + 2
+    text = run_plan("--config", JOINT, "--topology", "h100:64").stdout
+    assert "not compiled" in text
+
+
+def test_a_compiled_plan():
+    """The quickstart's stage 1 on four chips: what is printed adds up."""
+    plan = planned(
+        "--config", str(ROOT / "configs/cola_vae.py:quickstart"), "--topology", "v5e:2x2", "--mesh", "data=2,fsdp=2",
+        "--config.compute_dtype=bfloat16",
+    )  # fmt: skip
+    assert (plan["how"], plan["mesh"], plan["fits"]) == ("compiled", {"data": 2, "fsdp": 2, "tensor": 1}, True)
+    memory = plan["memory"]
+    assert memory["peak"] == sum(size for kind, size in memory.items() if kind != "peak")
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-3)
+    assert plan["cycles_per_chip"] == sum(plan["cycles"].values())
+    assert {"attention", "MLP", "cross-entropy", "optimizer"} <= set(plan["cycles"])
+    assert plan["communication_bytes_per_chip"] == sum(row["bytes"] for row in plan["communication"])
+    assert any("fsdp" in row["axes"] for row in plan["communication"])
+    seconds = plan["cycles_per_chip"] / plan["clock"] + plan["exposed_seconds"]
+    assert plan["step_seconds"] == pytest.approx(seconds)
+    assert plan["mfu"] == pytest.approx(plan["useful_flops"] / (4 * 197e12 * seconds))
+    assert plan["target"]["steps"] == 300
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    message = refused(
+        "--config", str(ROOT / "configs/cola_vae.py:quickstart"), "--topology", "v5e:1x1", "--mesh", "data=1",
+        "--config.batch_size=32768",
+    )  # fmt: skip
+    needed, had = (float(x) for x in re.search(r"would need ([\d.]+) GB and has ([\d.]+);", message).groups())
+    assert needed > 2 * had
+    assert had == 16.9
+    assert "by the analytic model (not compiled)" in message
+    assert "--config.remat=dots" in message
+
+
+def test_a_batch_that_does_not_divide_names_one_that_does():
+    assert "1536" in refused("--config", JOINT, "--topology", "v5e:16x16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--topology", "v5p:5x5x5"), "4x4x8"),
+        (("--topology", "h100:64", "--mesh", "fsdp=7"), "64"),
+        (("--topology", "h100:64", "--steps", "0"), "--steps 0"),
+        (("--topology", "h100:64", "--config.batch=3"), "batch"),
+        (("--topology", "h100:64", "x"), "x: unknown argument"),
+        (("--topology", "h100:64", "--slices", "2"), "without slices"),
+    ],
+)
+def test_mistakes(arguments, expected):
+    assert expected in refused("--config", JOINT, *arguments)
+
+
+def test_what_would_fit_does():
+    """The advice, followed, is a plan that fits; and where nothing helps it says so."""
+    config, make = tiny_config("vae", "remat=none", "batch_size=64"), STAGES["vae"]
+    peak = analytic_plan(changed(config, mesh={"fsdp": 1}), make, find_topology("cpu:1"))["memory"]["peak"]
+    for share, helps in ((0.6, True), (0.01, False)):
+        topology = Topology("small:1", "cpu", 1, share * peak)
+        tight = changed(config, mesh={"fsdp": 1})
+        plan = analytic_plan(tight, make, topology)
+        assert not plan["fits"]
+        message = str(refusal(plan, tight, make, topology))
+        assert ("it would fit" in message) is helps
+        if helps:
+            flags = dict(word.removeprefix("--config.").split("=") for word in message.split() if "--config." in word)
+            values = {key: int(value) if value.isdigit() else value for key, value in flags.items()}
+            assert analytic_plan(changed(tight, **values), make, topology)["fits"]
+
+
+def test_search_ranks_what_fits_and_keeps_what_is_done():
+    config, make, topology = tiny_config("vae", "mesh.fsdp=2"), STAGES["vae"], Topology("gpus", "NVIDIA H100", 4, 80e9)
+    seen = []
+    plans = search(config, make, topology, report=seen.append)
+    assert len(seen) == len(plans) > 5
+    assert [plan["step_seconds"] for plan in plans] == sorted(plan["step_seconds"] for plan in plans)
+    tried = [(plan["remat"], plan["accumulation_steps"], tuple(plan["mesh"].values())) for plan in seen]
+    assert len(set(tried)) == len(tried)
+    assert {plan["remat"] for plan in plans} == {"none", "dots", "full"}
+    assert {plan["mesh"]["fsdp"] for plan in plans} >= {1, 2, 4}
+
+    def interrupt(plan):
+        seen.append(plan)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    seen = []
+    assert len(search(config, make, topology, report=interrupt)) == 3
+    with pytest.raises(UserError, match="more devices"):
+        search(config, make, Topology("gpus", "NVIDIA H100", 4, 1e3), report=seen.append)
+
+
+def test_target_counts_checkpoints():
+    config = changed(tiny_config("vae"), checkpoint_every=4, keep_every=100)
+    plan = {"eflops_per_step": 0.5, "checkpoint_bytes": 10, "step_seconds": 36.0, "chips": 2}
+    assert target(plan, config, steps=3)["checkpoints"] == 0
+    assert target(plan, config, steps=200) == {
+        "steps": 200, "eflops": 100.0, "checkpoints": 4, "storage_bytes": 40, "days": pytest.approx(2 / 24),
+        "chip_hours": pytest.approx(4.0),
+    }  # fmt: skip
+    assert target(plan, config, eflops=1.2)["steps"] == 3

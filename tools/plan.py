@@ -1,0 +1,70 @@
+"""What a training will take on hardware that is not there: memory, time, cost.
+
+python tools/plan.py --config configs/cola_joint.py --topology v5p:4x4x8 [--slices N] [--mesh data=8,fsdp=16]
+    [--steps N | --eflops X] [--search] [--json] [--config.KEY=VALUE ...]
+
+For a TPU the real training step is compiled by the real compiler (a minute or more): whether it fits, memory by kind,
+the compiler's schedule by part, what the chips send each other and whether that is hidden, the time of a step, and
+days, chip-hours and storage to the target. For GPUs (h100:64) and CPUs (cpu:8) all is arithmetic, and the plan says so.
+A step that does not fit ends it with status 2 and a line that says what would. --search compiles alternatives and ranks
+them.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a TPU or GPU of this machine is left alone
+
+from colajax.errors import UserError, run_main
+from colajax.parallel.mesh import parse_mesh
+from colajax.planning.advice import refusal
+from colajax.planning.plan import analytic_plan, compiled_plan, target
+from colajax.planning.report import text
+from colajax.planning.search import line, search
+from colajax.planning.topology import find_topology
+from colajax.train.__main__ import STAGES
+from colajax.train.config import load_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
+    parser.add_argument("--topology", required=True, metavar="NAME", help="v5p:4x4x8, v5e:16x16, h100:64, cpu:8, ...")
+    parser.add_argument("--slices", type=int, default=1, help="of that topology, joined by the network")
+    parser.add_argument("--mesh", metavar="data=8,fsdp=16,tensor=1", help="in place of config.mesh")
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--steps", type=int, help="to plan for; config.total_steps by default")
+    goal.add_argument("--eflops", type=float, help="to plan for, of the compute axis")
+    parser.add_argument("--search", action="store_true", help="compile alternatives, rank them")
+    parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
+    args, rest = parser.parse_known_args()
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(f"{argument}: unknown argument; see --help")
+    config = load_config(args.config, [argument.removeprefix("--config.") for argument in rest])
+    if config.stage not in STAGES:
+        raise UserError(f"config.stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
+    for name in ("slices", "steps", "eflops"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            raise UserError(f"--{name} {getattr(args, name)}: expected more than 0")
+    if args.mesh:
+        config.mesh.update(parse_mesh(args.mesh))
+    make_stage, topology = STAGES[config.stage], find_topology(args.topology, args.slices)
+    if args.search:
+        plans = search(config, make_stage, topology, report=lambda plan: print(line(plan), file=sys.stderr, flush=True))
+        ranking = [f"{place}. {line(plan)}" for place, plan in enumerate(plans, 1)]
+        print(json.dumps(plans, indent=1) if args.json else "\n".join(["", "fastest first", *ranking]))
+        return
+
+    plan = (compiled_plan if topology.devices else analytic_plan)(config, make_stage, topology)
+    plan |= {"config": args.config}
+    if not plan["fits"]:
+        raise refusal(plan, config, make_stage, topology)
+    reached = target(plan, config, steps=args.steps, eflops=args.eflops)
+    print(json.dumps(plan | {"target": reached}, indent=1) if args.json else text(plan, reached))
+
+
+if __name__ == "__main__":
+    run_main(main)
