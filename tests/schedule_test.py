@@ -154,6 +154,9 @@ def test_groups_in_every_notation(sizes, data):
 
 def test_groups_of_a_part_of_an_axis_and_of_pairs():
     assert hlo.device_groups("replica_groups=mesh['x'=8] {'x':(2)2}", 8) == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    # Of 4 x 2 devices, the second index is the mesh's first axis.
+    turned = "replica_groups=mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'x'}"
+    assert hlo.device_groups(turned, 8) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert hlo.device_groups("source_target_pairs={{0,1},{1,0}}, x={}", 4) == [[0, 1], [1, 0]]
     assert hlo.device_groups("replica_groups={}, x", 3) == [[0, 1, 2]]
     with pytest.raises(ValueError, match="unknown form"):

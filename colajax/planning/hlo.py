@@ -169,8 +169,8 @@ def device_groups(attributes: str, devices: int) -> list[list[int]]:
     """The groups in which a collective exchanges data, of positions in the mesh's flat list of devices.
 
     XLA writes them as lists ({{0,1},{2,3}}), as a reshaped and transposed range ([2,2]<=[2,2]T(1,0)), as axes of a mesh
-    of its own (mesh['x'=2,'y'=2] {'y'}, where 'y':(1)2 is a part of an axis), or as pairs of source and target. Raises
-    ValueError on another form."""
+    of its own (mesh['x'=2,'y'=2] {'y'}, where 'y':(1)2 is a part of an axis and device_ids=([2,2]T(1,0)) before it the
+    order in which devices fill it), or as pairs of source and target. Raises ValueError on another form."""
     if pairs := re.search(r"source_target_pairs=\{(.*?\})\}", attributes):
         return _lists(pairs[1])
     found = re.search(r"replica_groups=(.*)", attributes)
@@ -180,20 +180,25 @@ def device_groups(attributes: str, devices: int) -> list[list[int]]:
     if text.startswith("{"):
         return _lists(text[1 : text.index("}}") + 1])
     if iota := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape = [int(d) for d in iota[3].split(",")]
-        ids = np.arange(math.prod(shape)).reshape(shape)
-        ids = ids.transpose([int(p) for p in iota[4].split(",")]) if iota[4] else ids
-        return ids.reshape(int(iota[1]), int(iota[2])).tolist()
-    if mesh := re.match(r"mesh\[(.*?)\] \{(.*?)\}", text):
-        return _mesh_groups(mesh[1], mesh[2])
+        return _range(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2])).tolist()
+    if mesh := re.match(r"mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", text):
+        return _mesh_groups(mesh[1], mesh[4], _range(mesh[2], mesh[3]) if mesh[2] else None)
     raise ValueError(f"unknown form of replica_groups: {text[:80]}")
+
+
+def _range(shape: str, order: str | None) -> np.ndarray:
+    """0, 1, ... reshaped and, where an order of its axes is given, transposed; flat."""
+    sizes = [int(d) for d in shape.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return (ids.transpose([int(p) for p in order.split(",")]) if order else ids).reshape(-1)
 
 
 def _lists(text: str) -> list[list[int]]:
     return [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text)]
 
 
-def _mesh_groups(axes: str, used: str) -> list[list[int]]:
+def _mesh_groups(axes: str, used: str, devices: np.ndarray | None) -> list[list[int]]:
+    """devices: in the order in which they fill the mesh; None for 0, 1, ..."""
     sizes = {name: int(length) for name, length in re.findall(r"'(.*?)'=(\d+)", axes)}
     parts = [(name, int(before or 1), int(length or 0) or sizes[name])
              for name, before, length in re.findall(r"'(.*?)'(?::\((\d+)\)(\d+))?", used)]  # fmt: skip
@@ -208,7 +213,7 @@ def _mesh_groups(axes: str, used: str) -> list[list[int]]:
         shape.append(length // done)
     outside = [i for i in range(len(shape)) if i not in inside]
     width = math.prod(shape[i] for i in inside)
-    ids = np.arange(math.prod(shape)).reshape(shape)
+    ids = (np.arange(math.prod(shape)) if devices is None else devices).reshape(shape)
     return ids.transpose(outside + inside).reshape(-1, width).tolist()
 
 
