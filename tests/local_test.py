@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import tiny_runs
-from tiny_runs import ROOT
+from tiny_runs import QUICK_TO_COMPILE, ROOT
 
 # python -m colajax.train whose second process is killed once checkpoint 4 is whole, while the first waits at step 5.
 KILLED = """
@@ -44,7 +44,7 @@ def test_four_processes_are_killed_and_go_on(tmp_path, records):
         f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/killed.py {workdir}/checkpoints/4 "$@"\n'
     )
     (tmp_path / "python").chmod(0o755)
-    environment = os.environ | {
+    environment = os.environ | QUICK_TO_COMPILE | {
         "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip

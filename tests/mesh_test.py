@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import ROOT
+from tiny_runs import QUICK_TO_COMPILE, ROOT
 
 WORKER = Path(__file__).parent / "mesh_worker.py"
 MESHES = [f"{d},{f},{8 // (d * f)}" for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
@@ -21,9 +21,7 @@ CLUSTERS = [(2, 4, "1,1,8"), (4, 2, "2,2,2")]
 
 def environment(devices: int, **more: str) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    # Most of the time here is XLA's; what it makes of a program is not what is tested.
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **quick, **more}
+    return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
 
 
 def run_worker(task: str, argument: str, names: list[str], *, processes: int = 1, devices: int = 8) -> dict:

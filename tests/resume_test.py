@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny_runs
 from etils import epath
-from tiny_runs import ROOT, tiny_config
+from tiny_runs import QUICK_TO_COMPILE, ROOT, tiny_config
 
 from colajax.stages.vae import VAEStage
 from colajax.train.loop import train
@@ -44,7 +44,7 @@ class Runs:
 
     def __init__(self, folder, cache, stage, overrides):
         self.folder, self.stage = folder, stage
-        self.environment = os.environ | {
+        self.environment = os.environ | QUICK_TO_COMPILE | {
             "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }  # fmt: skip
         self.overrides = [*tiny_runs.overrides(stage), *overrides]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from slurm_cluster import slurm_cluster
-from tiny_runs import ROOT
+from tiny_runs import QUICK_TO_COMPILE, ROOT
 
 # python -m colajax.train that runs $SIGNAL when it prints the line of step 5 in the first start of a job.
 SIGNALLING = """
@@ -44,8 +44,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def slurm(folder):
     with slurm_cluster(folder, cpus=2) as environment:
-        yield environment | {
-            "SBATCH_OUTPUT": str(folder / "%j.log"), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+        yield environment | QUICK_TO_COMPILE | {
+            "SBATCH_OUTPUT": str(folder / "%j.log"), "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }  # fmt: skip
 
@@ -63,7 +63,7 @@ def alone(folder, records):
     subprocess.run(
         [sys.executable, "-m", "colajax.train", "--config", tiny_runs.spec("vae"), "--workdir", str(folder / "alone"),
          *overrides],
-        check=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True,
+        check=True, cwd=ROOT, env=os.environ | QUICK_TO_COMPILE, capture_output=True,
     )  # fmt: skip
     return metrics(folder / "alone")
 
