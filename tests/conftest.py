@@ -1,6 +1,7 @@
 """What several test files read: a small records folder."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -13,6 +14,9 @@ from colajax.data.tokenizer import train_sentencepiece
 
 # Of all that may be installed here, the tests run on the CPU; for a GPU, say JAX_PLATFORMS=cuda.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Where transformers puts the classes of an export that it loads: each test process a place of its own.
 _modules = tempfile.TemporaryDirectory(prefix="hf_modules")
