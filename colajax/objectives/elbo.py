@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 
 def cross_entropy(logits_BxTxV, tokens_BxT):
-    """-log p(x | z) of each token, (B, T), in nats; logits float32."""
-    return jax.nn.logsumexp(logits_BxTxV, axis=-1) - logit_of(logits_BxTxV, tokens_BxT)
+    """-log p(x | z) of each token, (B, T) float32, in nats."""
+    logits = logits_BxTxV.astype(jnp.float32)
+    return jax.nn.logsumexp(logits, axis=-1) - logit_of(logits, tokens_BxT)
 
 
 def logit_of(logits_BxTxV, tokens_BxT):
