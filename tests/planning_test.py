@@ -117,8 +117,8 @@ def test_a_compiled_plan():
 
 def test_what_does_not_fit_is_refused_with_what_would():
     message = refused(
-        "--config", str(ROOT / "configs/cola_vae.py:quickstart"), "--topology", "v5e:1x1", "--mesh", "data=1",
-        "--config.batch_size=32768",
+        "--config", str(ROOT / "configs/cola_vae.py:quickstart"), "--topology", "v5e:2x2", "--mesh", "data=4",
+        "--config.batch_size=131072",
     )  # fmt: skip
     needed, had = (float(x) for x in re.search(r"would need ([\d.]+) GB and has ([\d.]+);", message).groups())
     assert needed > 2 * had

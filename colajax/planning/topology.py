@@ -14,9 +14,9 @@ from jax.sharding import SingleDeviceSharding
 
 from colajax.errors import UserError
 
-PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+PLANE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBE = (
-    "1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
+    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
 )  # fmt: skip
 
 # Read when libtpu is loaded: there is no TPU and no cluster to look for, no lock of another process to wait for, and
