@@ -81,7 +81,7 @@ def find_topology(name: str, slices: int = 1) -> Topology:
         raise UserError(f"{name}: no such topology; expected {kind}: and one of {', '.join(TPUS[kind].shapes)}")
     if kind in (*GPUS, "cpu"):
         raise UserError(f"{name}: expected {kind}: and the number of devices, without slices")
-    examples = [f"{tpu}:{TPUS[tpu].shapes[7]}" for tpu in TPUS] + [f"{gpu}:64" for gpu in GPUS] + ["cpu:8"]
+    examples = [f"{tpu}:{TPUS[tpu].shapes[-1]}" for tpu in TPUS] + [f"{gpu}:64" for gpu in GPUS] + ["cpu:8"]
     raise UserError(f"{name}: no such topology; expected a name such as {', '.join(examples)}")
 
 
