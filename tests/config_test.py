@@ -14,12 +14,10 @@ from tiny_runs import ROOT, tiny_config
 
 from colajax.data.records import read_metadata
 from colajax.errors import UserError
-from colajax.stages.joint import JointStage
-from colajax.stages.vae import VAEStage
+from colajax.stages import stage_of
 from colajax.train.config import flatten, keep_config, load_config
 from colajax.train.loop import train
 
-STAGES = {"vae": VAEStage, "joint": JointStage}
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -34,7 +32,7 @@ def error_of(function, *arguments) -> str:
 def error_of_training(config, workdir) -> str:
     """The mistake that `train` reports, having written nothing."""
     before = sorted(workdir.rglob("*")) if workdir.exists() else None
-    message = error_of(train, config, STAGES[config.stage], workdir)
+    message = error_of(train, config, stage_of(config), workdir)
     assert (sorted(workdir.rglob("*")) if workdir.exists() else None) == before
     return message
 
@@ -64,7 +62,7 @@ def _variants():
 @pytest.mark.parametrize(("name", "variant"), list(_variants()))
 def test_every_shipped_configuration_builds_its_stage(name, variant):
     config = load_config(f"{ROOT}/configs/{name}:{variant}", [])
-    stage = STAGES[config.stage](config, pad_id=0)
+    stage = stage_of(config)(config, pad_id=0)
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     millions = {group: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for group, tree in shapes.items()}
     if variant == "":
@@ -77,7 +75,7 @@ def test_every_shipped_configuration_builds_its_stage(name, variant):
 
 def test_the_eflop_axis_of_the_paper():
     config = load_config(f"{ROOT}/configs/cola_joint.py", [])
-    stage = JointStage(config, pad_id=0)
+    stage = stage_of(config)(config, pad_id=0)
     a_step = 6 * stage.compute_params() * config.batch_size * config.sequence_length / 1e18
     assert [10_000 * a_step, 15_000 * a_step] == pytest.approx([77.86, 116.78], abs=0.01)
 

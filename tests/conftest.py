@@ -7,6 +7,7 @@ import tempfile
 import pytest
 import slurm_cluster
 import tiny_runs
+from launching import make_desk
 
 from colajax.data.prepare import prepare
 from colajax.data.stories import stories, write_corpus
@@ -42,6 +43,13 @@ def records(tmp_path_factory):
     out = folder / "records"
     prepare([folder / "stories.jsonl"], tokenizer.path, out, tiny_runs.SEQUENCE_LENGTH, validation_fraction=0.2)
     return out
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """A folder to launch from: see launching.make_desk."""
+    make_desk(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

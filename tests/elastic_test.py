@@ -1,6 +1,5 @@
 """A run that changes machines, begun on 8 devices, continued on 4, on 2 processes, on 8: against one left alone."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,9 +7,7 @@ import sys
 
 import numpy as np
 import tiny_runs
-from mesh_test import environment
-from resume_test import STOPPED
-from tiny_runs import ROOT
+from tiny_runs import ROOT, STOPPED, environment, read_metrics
 
 STEPS = 50
 
@@ -31,16 +28,8 @@ def start(folder, workdir, records, devices: int, mesh: str, *, stop: int | None
     )  # fmt: skip
 
 
-def metrics(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_resumed_on_other_meshes_and_process_counts(records, tmp_path):
-    overrides = [f"--config.{override}" for override in (*tiny_runs.overrides("vae"), f"records={records}")]
-    subprocess.run(
-        [sys.executable, "-m", "colajax.train", "--config", tiny_runs.spec("vae"), "--workdir", str(tmp_path / "vae"),
-         *overrides], cwd=ROOT, env=environment(1), check=True, capture_output=True,
-    )  # fmt: skip
+    tiny_runs.train_alone("vae", tmp_path / "vae", records)
     alone = start(tmp_path, tmp_path / "alone", records, 8, "2,2,2")
     assert alone.wait() == 0, alone.communicate()
 
@@ -62,7 +51,7 @@ def test_resumed_on_other_meshes_and_process_counts(records, tmp_path):
         began.append(max(int(path.name) for path in (moved / "checkpoints").iterdir() if path.name.isdigit()))
     assert 13 < began[0] < 26 < began[1] < 35 < began[2] < began[3] == STEPS
 
-    found, expected = metrics(moved), metrics(tmp_path / "alone")
+    found, expected = read_metrics(moved), read_metrics(tmp_path / "alone")
     assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, STEPS + 1))
     assert len(found) == len(expected)
     for line, other in zip(found, expected, strict=True):

@@ -1,13 +1,12 @@
 """launch/local.sh with real processes: four train, are killed, go on, and end as one process does."""
 
-import json
 import os
 import subprocess
 import sys
 
 import numpy as np
 import tiny_runs
-from tiny_runs import QUICK_TO_COMPILE, ROOT
+from tiny_runs import QUICK_TO_COMPILE, ROOT, compiled_once, read_metrics
 
 # python -m colajax.train whose second process is killed once checkpoint 4 is whole, while the first waits at step 5.
 KILLED = """
@@ -32,10 +31,6 @@ run_main(__main__.main)
 """
 
 
-def metrics(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_four_processes_are_killed_and_go_on(tmp_path, records):
     overrides = [f"--config.{override}" for override in tiny_runs.overrides("vae")]
     workdir = tmp_path / "four"
@@ -44,20 +39,13 @@ def test_four_processes_are_killed_and_go_on(tmp_path, records):
         f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/killed.py {workdir}/checkpoints/4 "$@"\n'
     )
     (tmp_path / "python").chmod(0o755)
-    environment = os.environ | QUICK_TO_COMPILE | {
-        "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
-
-    def train(*command):
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600
-        )
+    environment = os.environ | QUICK_TO_COMPILE | compiled_once(tmp_path / "compiled") | {"PYTHONPATH": str(ROOT)}
 
     def local(python):
-        return train(
-            "bash", "launch/local.sh", "processes=4", "devices=1", f"python={python}", f"workdir={workdir}",
-            f"config={tiny_runs.spec('vae')}", f"records={records}", *overrides,
+        return subprocess.run(
+            ["bash", "launch/local.sh", "processes=4", "devices=1", f"python={python}", f"workdir={workdir}",
+             f"config={tiny_runs.spec('vae')}", f"records={records}", *overrides],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
 
     killed = local(tmp_path / "python")
@@ -66,12 +54,7 @@ def test_four_processes_are_killed_and_go_on(tmp_path, records):
     again = local(sys.executable)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "going on from step 4\n" in again.stdout
-    alone = train(
-        sys.executable, "-m", "colajax.train", "--config", tiny_runs.spec("vae"), "--workdir", str(tmp_path / "alone"),
-        f"--config.records={records}", *overrides,
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr[-3000:]
-    found, expected = metrics(workdir), metrics(tmp_path / "alone")
+    found, expected = read_metrics(workdir), tiny_runs.train_alone("vae", tmp_path / "alone", records)
     assert [(line["step"], line["kind"]) for line in found] == [(line["step"], line["kind"]) for line in expected]
     for line, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-5)

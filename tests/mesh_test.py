@@ -11,17 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import QUICK_TO_COMPILE, ROOT
+from tiny_runs import ROOT, environment
 
 WORKER = Path(__file__).parent / "mesh_worker.py"
 MESHES = [f"{d},{f},{8 // (d * f)}" for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
 # (processes, devices of each, mesh): parameters and heads, or the batch and parameters, lie across processes.
 CLUSTERS = [(2, 4, "1,1,8"), (4, 2, "2,2,2")]
-
-
-def environment(devices: int, **more: str) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
 
 
 def run_worker(task: str, argument: str, names: list[str], *, processes: int = 1, devices: int = 8) -> dict:

@@ -16,6 +16,7 @@ import tiny_models
 import tiny_runs
 from jax.experimental import multihost_utils
 
+from colajax.axes import by_sample
 from colajax.data.loader import Loader
 from colajax.hf import layout
 from colajax.models import layers
@@ -28,7 +29,7 @@ from colajax.sampling.settings import SamplingSettings
 from colajax.stages.joint import JointStage
 from colajax.train.optimizer import make_optimizer
 from colajax.train.state import TrainState, abstract_state
-from colajax.train.step import batch_gradients, by_sample
+from colajax.train.step import batch_gradients
 
 STEPS = 50
 layers.UNROLLED_LAYERS = 0  # as for tall stacks; and there is less to compile
@@ -60,7 +61,7 @@ def gradients(stage_name: str, mesh) -> dict:
 
     def run(state, tokens):
         with laid_out(mesh):
-            examples = by_sample(stage.examples(tokens, state.step, seed=1))
+            examples = jax.tree.map(by_sample, stage.examples(tokens, state.step, seed=1))
             return batch_gradients(stage, state, examples, stage.groups, 1)
 
     found, means = whole(jax.jit(run, out_shardings=replicated(mesh))(state, tokens))
@@ -113,7 +114,7 @@ def hashes(records: str, mesh, parts: int, more_seed: int = 0) -> str:
     def run(params, step, tokens):
         state = TrainState(step, params, {}, {})
         with laid_out(mesh):
-            examples = by_sample(stage.examples(tokens, step, config.seed))
+            examples = jax.tree.map(by_sample, stage.examples(tokens, step, config.seed))
             return batch_gradients(stage, state, examples, stage.groups, parts)[1]
 
     run = jax.jit(run, out_shardings=replicated(mesh))

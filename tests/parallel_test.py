@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType
-from tiny_runs import ROOT, STAGES
+from tiny_runs import ROOT
 
 from colajax.errors import UserError
 from colajax.parallel import processes
 from colajax.parallel.batch import check_batch
 from colajax.parallel.mesh import AXES, mesh_shape, parse_mesh
 from colajax.parallel.rules import parameter_shardings
+from colajax.stages import STAGES
 from colajax.train.config import load_config
 from colajax.train.optimizer import make_optimizer
 from colajax.train.state import abstract_state

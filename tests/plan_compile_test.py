@@ -2,10 +2,11 @@
 the plan says of it is within what such a model can be."""
 
 import pytest
-from tiny_runs import ROOT, STAGES
+from tiny_runs import ROOT
 
 from colajax.planning.plan import compiled_plan
 from colajax.planning.topology import find_topology
+from colajax.stages import stage_of
 from colajax.train.config import load_config
 
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -15,7 +16,7 @@ TOPOLOGY = "v5p:4x4x8"
 @pytest.mark.parametrize("name", CONFIGS)
 def test_fits_and_trains_at_a_believable_speed(name):
     config = load_config(f"{ROOT}/configs/{name}", [])
-    plan = compiled_plan(config, STAGES[config.stage], find_topology(TOPOLOGY))
+    plan = compiled_plan(config, stage_of(config), find_topology(TOPOLOGY))
     assert plan["fits"]
     memory = plan["memory"]
     assert memory["peak"] < 0.5 * plan["available"]

@@ -8,7 +8,7 @@ import sys
 
 import jax
 import pytest
-from tiny_runs import ROOT, STAGES, tiny_config
+from tiny_runs import ROOT, tiny_config
 
 from colajax.errors import UserError
 from colajax.parallel.mesh import make_mesh
@@ -17,6 +17,7 @@ from colajax.planning.memory import changed, state_bytes, whole_bytes
 from colajax.planning.plan import analytic_plan, target
 from colajax.planning.search import search
 from colajax.planning.topology import Topology, find_topology
+from colajax.stages import STAGES
 from colajax.train.optimizer import make_optimizer
 from colajax.train.state import abstract_state, fresh_state
 

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny_runs
 from etils import epath
-from tiny_runs import QUICK_TO_COMPILE, ROOT, tiny_config
+from tiny_runs import QUICK_TO_COMPILE, ROOT, STOPPED, compiled_once, read_metrics, tiny_config
 
 from colajax.stages.vae import VAEStage
 from colajax.train.loop import train
@@ -21,32 +21,13 @@ from colajax.train.metrics import MetricsWriter
 
 LAST = 12  # steps of a run; tiny_runs saves every 4 and evaluates every 5
 
-# python -m colajax.train that gets a signal when it is about to print the line of a step, once step 4 is on disk.
-STOPPED = """
-import os, pathlib, sys, time
-from colajax.errors import run_main
-from colajax.train import __main__, loop
-number, at, first = int(sys.argv.pop(1)), int(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1))
-line = loop.progress_line
-def line_and_signal(step, *rest):
-    if step == at:
-        while not first.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-    return line(step, *rest)
-loop.progress_line = line_and_signal
-run_main(__main__.main)
-"""
-
 
 class Runs:
     """Trainings of one stage under a folder, as processes that share what XLA has compiled."""
 
     def __init__(self, folder, cache, stage, overrides):
         self.folder, self.stage = folder, stage
-        self.environment = os.environ | QUICK_TO_COMPILE | {
-            "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }  # fmt: skip
+        self.cache, self.environment = cache, os.environ | QUICK_TO_COMPILE | compiled_once(cache)
         self.overrides = [*tiny_runs.overrides(stage), *overrides]
 
     def run(self, name, *, stop: tuple[int, int] | None = None):
@@ -88,7 +69,7 @@ def stage_one(records, tmp_path_factory):
 def stage_two(records, stage_one, tmp_path_factory):
     folder = tmp_path_factory.mktemp("joint")
     overrides = [f"records={records}", f"init_from={stage_one.folder / 'alone'}"]
-    runs = Runs(folder, stage_one.environment["JAX_COMPILATION_CACHE_DIR"], "joint", overrides)
+    runs = Runs(folder, stage_one.cache, "joint", overrides)
     result = runs.run("alone")
     assert result.returncode == 0, result.stderr
     return runs
@@ -167,8 +148,7 @@ def test_lines_after_the_checkpoint_that_a_run_goes_on_from_are_dropped(tmp_path
     writer = MetricsWriter(epath.Path(tmp_path), 3)
     writer.write(4, "train", {"loss": 0.5})
     writer.close()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 0.5)]
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 0.5)]
 
 
 def test_a_complete_run_started_again_stays_as_it_is(stage_one, records, capsys):

@@ -1,8 +1,6 @@
 """launch/slurm.sbatch through a real Slurm: two tasks train as one process does, stop, queue again, go on. Collected
 where Slurm is installed (tests/README.md)."""
 
-import json
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from slurm_cluster import slurm_cluster
-from tiny_runs import QUICK_TO_COMPILE, ROOT
+from tiny_runs import QUICK_TO_COMPILE, ROOT, compiled_once, read_metrics
 
 # python -m colajax.train that runs $SIGNAL when it prints the line of step 5 in the first start of a job.
 SIGNALLING = """
@@ -46,8 +44,7 @@ def slurm(folder):
     with slurm_cluster(folder, cpus=2) as environment:
         yield environment | QUICK_TO_COMPILE | {
             "SBATCH_OUTPUT": str(folder / "%j.log"), "PYTHONPATH": str(ROOT),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }  # fmt: skip
+        } | compiled_once(folder / "compiled")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +56,7 @@ def arguments(records):
 @pytest.fixture(scope="module")
 def alone(folder, records):
     """The metrics of the same training in one process."""
-    overrides = [f"--config.{override}" for override in (*tiny_runs.overrides("vae"), f"records={records}")]
-    subprocess.run(
-        [sys.executable, "-m", "colajax.train", "--config", tiny_runs.spec("vae"), "--workdir", str(folder / "alone"),
-         *overrides],
-        check=True, cwd=ROOT, env=os.environ | QUICK_TO_COMPILE, capture_output=True,
-    )  # fmt: skip
-    return metrics(folder / "alone")
-
-
-def metrics(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return tiny_runs.train_alone("vae", folder / "alone", records)
 
 
 def finish(slurm, folder, *command) -> tuple[dict[str, str], str]:
@@ -101,7 +88,7 @@ def test_two_tasks_stop_queue_again_and_end_as_one_process_does(slurm, folder, a
     stopped = re.search(r"^0: .*: stopped at step (\d+), saved", log, re.MULTILINE)[1]
     assert f"going on from step {stopped}\n" in log
     assert log.count("step 12/12") == 1
-    found = metrics(workdir)
+    found = read_metrics(workdir)
     assert [(line["step"], line["kind"]) for line in found] == [(line["step"], line["kind"]) for line in alone]
     for line, expected in zip(found, alone, strict=True):
         np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-5)

@@ -1,6 +1,10 @@
 """Small trainings for tests: the shipped quickstart configurations, shrunk by command-line overrides, and stages and
 batches that show what a loss does with padding, patches and weights."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -9,8 +13,8 @@ import numpy as np
 import tiny_models
 
 from colajax.hf import layout
+from colajax.stages import STAGES
 from colajax.stages.joint import JointStage
-from colajax.stages.vae import VAEStage
 from colajax.train.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -42,8 +46,53 @@ def tiny_config(stage: str, *more: str):
 # For trainings in processes of their own: most of their time is XLA's, and what it makes of a program is not tested.
 QUICK_TO_COMPILE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
+# python -m colajax.train that gets a signal when it is about to print the line of a step, once a folder is there:
+# python -c STOPPED SIGNAL STEP FOLDER, and what the training is given.
+STOPPED = """
+import os, pathlib, sys, time
+from colajax.errors import run_main
+from colajax.train import __main__, loop
+number, at, first = int(sys.argv.pop(1)), int(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1))
+line = loop.progress_line
+def line_and_signal(step, *rest):
+    if step == at:
+        while not first.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+    return line(step, *rest)
+loop.progress_line = line_and_signal
+run_main(__main__.main)
+"""
+
+
+def environment(devices: int, **more: str) -> dict[str, str]:
+    """Of a process with so many simulated devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
+
+
+def compiled_once(folder) -> dict[str, str]:
+    """Processes with this in their environment share in `folder` what XLA has compiled."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def train_alone(stage: str, workdir, records, **more: str) -> list[dict]:
+    """The metrics of a whole training in a process of its own, on one device; more: of its environment."""
+    given = [f"--config.{override}" for override in (*overrides(stage), f"records={records}")]
+    command = [sys.executable, "-m", "colajax.train", "--config", spec(stage), "--workdir", str(workdir), *given]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment(1, **more), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return read_metrics(workdir)
+
+
+def read_metrics(workdir) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 PAD, ROWS, VOCABULARY = 0, 8, 40
-STAGES = {"vae": VAEStage, "joint": JointStage}
 SHAPE = (
     "vae.dim=16", "vae.ffn_dim=24", f"vae.vocab_size={VOCABULARY}", "vae.patch_size=2", "vae.block_size=4",
     "objective.mask_every=2", "objective.mask_rate=0.4", "objective.beta=0.03", "objective.lambda_mask=0.4",

@@ -24,7 +24,7 @@ from colajax.planning.plan import analytic_plan, compiled_plan, target
 from colajax.planning.report import text
 from colajax.planning.search import line, search
 from colajax.planning.topology import find_topology
-from colajax.train.__main__ import STAGES
+from colajax.stages import stage_of
 from colajax.train.config import load_config
 
 
@@ -44,14 +44,12 @@ def main() -> None:
         if not argument.startswith("--config."):
             raise UserError(f"{argument}: unknown argument; see --help")
     config = load_config(args.config, [argument.removeprefix("--config.") for argument in rest])
-    if config.stage not in STAGES:
-        raise UserError(f"config.stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
     for name in ("slices", "steps", "eflops"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)}: expected more than 0")
     if args.mesh:
         config.mesh.update(parse_mesh(args.mesh))
-    make_stage, topology = STAGES[config.stage], find_topology(args.topology, args.slices)
+    make_stage, topology = stage_of(config), find_topology(args.topology, args.slices)
     if args.search:
         plans = search(config, make_stage, topology, report=lambda plan: print(line(plan), file=sys.stderr, flush=True))
         ranking = [f"{place}. {line(plan)}" for place, plan in enumerate(plans, 1)]

@@ -5,7 +5,6 @@ Text never becomes a special token: a "<pad>" or "<|endoftext|>" written in a te
 
 import hashlib
 import io
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ import tokenizers
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.files import write_whole
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]")
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
@@ -180,14 +180,9 @@ def train_sentencepiece(texts: Iterable[str], path: epath.PathLike, vocab_size: 
         if too_small := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
             raise UserError(f"vocab_size {vocab_size}: this text needs at least {too_small[1]}") from error
         raise
-    unfinished = path.parent / f"{path.name}.tmp-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(model.getvalue())
-        unfinished.replace(path)
+        write_whole(path, model.getvalue())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); name another file") from error
-    finally:
-        if unfinished.exists():
-            unfinished.unlink()
     return load_tokenizer(path)

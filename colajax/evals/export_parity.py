@@ -6,7 +6,6 @@ Needs torch and transformers (the extra "torch").
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import safetensors
 
 from colajax.data.tokenizer import pad_id_of
 from colajax.errors import UserError
+from colajax.files import write_whole
 from colajax.hf import layout, shards
 from colajax.hf.export import MANIFEST
 from colajax.models.config import from_mapping
@@ -58,9 +58,7 @@ def verify(workdir, hf: pathlib.Path, *, tolerance: float = TOLERANCE) -> list[D
         "manifest_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
     }
-    partial = hf / f"{CERTIFICATE}.tmp-{os.getpid()}"
-    partial.write_text(json.dumps(certificate, indent=2) + "\n")
-    partial.replace(hf / CERTIFICATE)
+    write_whole(hf / CERTIFICATE, json.dumps(certificate, indent=2) + "\n")
     width = max(len(row.what) for row in table)
     print("\n".join(f"{row.what:<{width}}  {row.largest:.3g}" for row in table), flush=True)
     if failed:

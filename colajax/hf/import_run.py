@@ -15,13 +15,10 @@ from colajax.data.tokenizer import Tokenizer, load_tokenizer, pad_id_of
 from colajax.errors import UserError
 from colajax.hf import layout, names
 from colajax.hf.export import IMPORTED
-from colajax.stages.joint import JointStage
-from colajax.stages.vae import VAEStage
+from colajax.stages import stage_of
 from colajax.train.optimizer import make_optimizer
 from colajax.train.state import state_shapes
 from colajax.train.stored import create_zeros, open_arrays
-
-STAGES = {"vae": VAEStage, "joint": JointStage}
 
 
 def groups_in(hf) -> dict[str, pathlib.Path]:
@@ -76,7 +73,7 @@ def make_run(
     vocabulary = config.vae.vocab_size
     if tokenizer.vocab_size > vocabulary:
         raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the VAE's vocabulary has only {vocabulary}")
-    stage = STAGES[config.stage](config, pad_id_of(tokenizer, vocabulary))
+    stage = stage_of(config)(config, pad_id_of(tokenizer, vocabulary))
     params = jax.eval_shape(stage.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, params, config.total_steps)
     shapes = state_shapes(stage, optimizer)

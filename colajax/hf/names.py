@@ -13,18 +13,18 @@ from colajax.errors import UserError
 
 
 class Turn(NamedTuple):
-    """How one array goes from the HF layout to ours and back; `back` also gets our array's config-free HF shape."""
+    """How one array goes from the HF layout to ours and back: to_ours(array), to_hf(array, config of its model)."""
 
     to_ours: Callable
     to_hf: Callable
 
 
-SAME = Turn(lambda a, shape: a, lambda a, config: a)
+SAME = Turn(lambda a: a, lambda a, config: a)
 # (out, in) -> (in, out)
-KERNEL = Turn(lambda a, shape: a.T, lambda a, config: a.T)
+KERNEL = Turn(lambda a: a.T, lambda a, config: a.T)
 # Convolution (out, in, patch) -> a linear kernel over the tokens of a patch, (patch * in, out)
 PATCH = Turn(
-    lambda a, shape: a.transpose(2, 1, 0).reshape(-1, a.shape[0]),
+    lambda a: a.transpose(2, 1, 0).reshape(-1, a.shape[0]),
     lambda a, config: a.reshape(config.patch_size, -1, a.shape[1]).transpose(2, 1, 0),
 )
 
@@ -150,7 +150,7 @@ def from_hf(
             continue
         for layer in range(ours.shape[0]) if "{i}" in hf_name else (None,):
             array = _float32(read(hf_name if layer is None else hf_name.format(i=layer)))
-            yield path, layer, np.ascontiguousarray(turn.to_ours(array, None))
+            yield path, layer, np.ascontiguousarray(turn.to_ours(array))
 
 
 def as_tree(parameters: Iterator[tuple[str, int | None, np.ndarray]]) -> dict:

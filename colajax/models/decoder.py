@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from colajax.axes import constrain
+from colajax.axes import by_sample, constrain
 from colajax.models import layers
 from colajax.models.attention import KVCache
 from colajax.models.config import VAEConfig
@@ -34,7 +34,7 @@ class Decoder(nnx.Module):
         With a cache (every layer's), z is one block a sample at positions (B, S), and context_lengths (B,) of the
         cached positions are seen."""
         config = self.config
-        x = constrain(self.latent_in(z_BxLxD), "batch", None, None)
+        x = by_sample(self.latent_in(z_BxLxD))
         positions = jnp.arange(x.shape[1]) if positions is None else positions
 
         def apply(block, x, layer_cache):
@@ -43,7 +43,7 @@ class Decoder(nnx.Module):
         x, kv = layers.scan_layers(self.blocks, apply, x, cache, remat=self.remat)
         # Output channel c * patch_size + p is channel c of the patch's token p.
         x = self.unpatch(x).reshape(*x.shape[:2], config.dim, config.patch_size).swapaxes(2, 3)
-        x = constrain(x.reshape(x.shape[0], -1, config.dim), "batch", None, None)
+        x = by_sample(x.reshape(x.shape[0], -1, config.dim))
         return self.norm(x), kv
 
     def __call__(self, z_BxLxD, **cached):

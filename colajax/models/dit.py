@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from colajax.axes import constrain
+from colajax.axes import by_sample, constrain
 from colajax.models import layers
 from colajax.models.attention import KVCache, block_causal_attention, cached_attention
 from colajax.models.config import DiTConfig
@@ -16,12 +16,6 @@ from colajax.models.config import DiTConfig
 ROPE_THETA = 10000.0
 SINUSOID_DIM = 256
 TIME_SCALE = 1000.0  # the network is fed t * 1000
-
-
-def by_sample(x):
-    """x, (B, C, L, ...), laid out by sample alone. Said after every product: left to choose where a product is divided
-    over three axes, the partitioner has been seen to swap samples (jax 0.10.2; tests/mesh_test.py)."""
-    return constrain(x, "batch", *[None] * (x.ndim - 1))
 
 
 class Embedding(NamedTuple):
@@ -62,7 +56,7 @@ class Modulation(nnx.Module):
         """(B, C, L, outputs), computed once per distinct time."""
         with jax.named_scope("modulation"):
             times = (embedding.clean, embedding.noisy)
-            clean, noisy = (constrain(self.linear(jax.nn.silu(rows)), "batch", None) for rows in times)
+            clean, noisy = (by_sample(self.linear(jax.nn.silu(rows))) for rows in times)
             return by_sample(jnp.where(embedding.is_noisy[..., None], noisy[:, None, None], clean[0]))
 
 

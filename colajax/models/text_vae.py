@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from colajax.axes import constrain
+from colajax.axes import by_sample
 from colajax.models import layers
 from colajax.models.config import VAEConfig
 from colajax.models.decoder import Decoder
@@ -42,9 +42,9 @@ class Encoder(nnx.Module):
         logvar is None without use_variation."""
         config = self.config
         with jax.named_scope("embedding"):
-            x = constrain(self.embedding(tokens_BxT), "batch", None, None)
+            x = by_sample(self.embedding(tokens_BxT))
         x = self.patch(x.reshape(x.shape[0], -1, config.patch_size * config.dim))
-        x = constrain(x, "batch", None, None)
+        x = by_sample(x)
         positions = jnp.arange(x.shape[1])
         x, _ = layers.scan_layers(
             self.blocks, lambda block, x, _: (block(x, positions, lengths=lengths)[0], None), x, remat=self.remat

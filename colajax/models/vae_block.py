@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from colajax.axes import constrain
+from colajax.axes import by_sample, constrain
 from colajax.models import layers
 from colajax.models.attention import KVCache, block_causal_attention, cached_attention
 from colajax.models.config import VAEConfig
@@ -47,9 +47,9 @@ class VAEBlock(nnx.Module):
         h = x if config.post_norm else self.norm_ffn(x)
         with jax.named_scope("mlp"):
             up = constrain(activate(config.act, self.up(h)), "batch", None, "mlp")
-            f = constrain(self.down(up), "batch", None, None)
+            f = by_sample(self.down(up))
         x = x + (self.norm_ffn(f) if config.post_norm else f)
-        return constrain(x, "batch", None, None), kv
+        return by_sample(x), kv
 
     def _attention(self, x_BxLxM, positions, lengths, cache, context_lengths):
         """What attention adds, (B, L, M), and the layer's new keys and values."""
@@ -71,4 +71,4 @@ class VAEBlock(nnx.Module):
             o = block_causal_attention(*one_copy, block_size, lengths)
         else:
             o = cached_attention(*one_copy, cache, context_lengths[:, None])
-        return constrain(self.out(o.reshape(x_BxLxM.shape)), "batch", None, None), KVCache(k, v)
+        return by_sample(self.out(o.reshape(x_BxLxM.shape))), KVCache(k, v)

@@ -1,5 +1,7 @@
 """Batches over the mesh: which rows a process has to read, and the global array of what every process read."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -8,11 +10,15 @@ from colajax.errors import UserError
 from colajax.parallel.rules import sharding
 
 
+def batch_shares(mesh: Mapping[str, int]) -> int:
+    """Into how many shares a batch is divided; mesh: sizes by axis."""
+    return mesh["data"] * mesh["fsdp"]
+
+
 def check_batch(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
     """Raises UserError unless each of the `parts` of a batch divides over the devices that share it."""
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % (parts * shares):
-        unit = parts * shares
+    unit = parts * batch_shares(mesh.shape)
+    if batch_size % unit:
         accumulated = f" x accumulation_steps {parts}" if parts > 1 else ""
         raise UserError(
             f"config.batch_size is {batch_size}: expected a multiple of data {mesh.shape['data']} x fsdp "

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from colajax.parallel.batch import batch_shares
 from colajax.parallel.mesh import ONE_DEVICE
 from colajax.train.state import TrainState
 from colajax.train.step import loss_and_means
@@ -39,7 +40,7 @@ def activation_bytes(config, make_stage: Callable, state: TrainState, mesh: Mapp
     fuses some of it away) or more (temporaries of the largest layer), and the tensor axis is taken to divide none of
     it."""
     alone = changed(config, accumulation_steps=1, mesh=ONE_DEVICE)
-    rows = config.batch_size / (mesh["data"] * mesh["fsdp"] * config.accumulation_steps)
+    rows = config.batch_size / (batch_shares(mesh) * config.accumulation_steps)
     gradients = shard_bytes(state.params) * (1 if config.accumulation_steps == 1 else 2)
     return math.ceil(rows) * _kept_per_row(FrozenConfigDict(alone), make_stage) + gradients
 

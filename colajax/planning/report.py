@@ -1,5 +1,7 @@
 """A plan as a person reads it."""
 
+from colajax.parallel.batch import batch_shares
+
 GB = 1e9
 
 
@@ -14,7 +16,7 @@ def text(plan: dict, target: dict) -> str:
 
 def _heading(plan: dict) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
-    rows = plan["batch_size"] // (plan["mesh"]["data"] * plan["mesh"]["fsdp"])
+    rows = plan["batch_size"] // batch_shares(plan["mesh"])
     batch = f"batch {plan['batch_size']} x {plan['sequence_length']} ({rows} rows a device)"
     parts = f", in {plan['accumulation_steps']} parts" if plan["accumulation_steps"] > 1 else ""
     how = (

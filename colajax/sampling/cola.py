@@ -22,6 +22,7 @@ from colajax.models.config import DiTConfig, VAEConfig, check_pair
 from colajax.models.dit import DiT
 from colajax.models.layers import Functional
 from colajax.models.text_vae import TextVAE, normalise
+from colajax.parallel.batch import batch_shares
 from colajax.parallel.mesh import make_mesh
 from colajax.parallel.rules import laid_out, parameter_shardings, replicated, sharding, shardings_of, with_shardings
 from colajax.sampling import tokens as token_choice
@@ -56,7 +57,9 @@ def parameters_like(vae_config: VAEConfig, dit_config: DiTConfig, mesh: Mesh) ->
 class Sampler:
     """Generates from one model on the devices of a mesh; every process of a run calls it alike.
 
-    vae_params, dit_params: the trees of TextVAE and DiT; dtype: of compute and caches; eos_id None never ends early.
+    vae_params, dit_params: the trees of TextVAE and DiT; dtype: of compute and caches; eos_id None never ends early;
+    mesh None divides the batch and the parameters over every device. Raises UserError on configurations that do not fit
+    together and token ids that are not there.
     """
 
     def __init__(
@@ -84,9 +87,6 @@ class Sampler:
         self._keys = jax.jit(sample_keys, static_argnums=1, out_shardings=whole)
         self._normals = jax.jit(normals, static_argnums=1, out_shardings=whole)
 
-    def _batch_divisor(self) -> int:
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-
     def _state_shardings(self) -> State:
         """Samples over the batch's axes, heads over tensor where it divides them."""
 
@@ -94,10 +94,11 @@ class Sampler:
             return sharding(self.mesh, names, shape)
 
         def cache(heads):
-            by_head = over((None, "batch", None, "heads", None), (1, self._batch_divisor(), 1, heads, 1))
+            by_head = over((None, "batch", None, "heads", None), (1, shares, 1, heads, 1))
             return KVCache(by_head, by_head)
 
-        samples = over(("batch",), (self._batch_divisor(),))
+        shares = batch_shares(self.mesh.shape)
+        samples = over(("batch",), (shares,))
         return State(
             dit=cache(self.dit_config.heads), decoder=cache(self.vae_config.num_heads), finished=samples, seen=samples,
             clean=samples, clean_count=samples,
@@ -137,7 +138,7 @@ class Sampler:
         noise = self._check_noise(noise, blocks, samples)
         indices = _check_indices(sample_indices, samples)
         # Empty prompts fill the batch up, so that it divides over the devices.
-        more = -samples % self._batch_divisor()
+        more = -samples % batch_shares(self.mesh.shape)
         tokens, padded, prompt_latents = self._pad([*prompts, *[()] * more])
         indices = np.pad(indices, (0, more))
         if noise is not None:

@@ -1,0 +1,15 @@
+"""The training stages, by the names that configurations give them."""
+
+from colajax.errors import UserError
+from colajax.stages.base import Stage
+from colajax.stages.joint import JointStage
+from colajax.stages.vae import VAEStage
+
+STAGES = {"vae": VAEStage, "joint": JointStage}
+
+
+def stage_of(config) -> type[Stage]:
+    """The class of config.stage. Raises UserError on a name that is not there."""
+    if config.stage not in STAGES:
+        raise UserError(f"config.stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
+    return STAGES[config.stage]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from colajax import keys
-from colajax.axes import constrain
+from colajax.axes import by_sample
 from colajax.errors import UserError
 from colajax.keys import Purpose
 from colajax.models.config import VAEConfig, from_mapping
@@ -78,7 +78,7 @@ class VAEPass:
         if every:
             masked = examples["masked"][::every]
             view = jnp.where(masked, self.config.mask_id, tokens[::every])
-            mean, logvar = self.encode(vae.encoder, constrain(jnp.concatenate([tokens, view]), "batch", None))
+            mean, logvar = self.encode(vae.encoder, by_sample(jnp.concatenate([tokens, view])))
             noise = jnp.concatenate([noise, examples["masked_posterior_noise"][::every]])
         else:
             mean, logvar = self.encode(vae.encoder, tokens)

@@ -10,12 +10,9 @@ import sys
 
 from colajax.errors import UserError, run_main
 from colajax.parallel.processes import join
-from colajax.stages.joint import JointStage
-from colajax.stages.vae import VAEStage
+from colajax.stages import stage_of
 from colajax.train.config import load_config
 from colajax.train.loop import train
-
-STAGES = {"vae": VAEStage, "joint": JointStage}
 
 
 def main() -> None:
@@ -29,10 +26,9 @@ def main() -> None:
         if not argument.startswith("--config."):
             raise UserError(f"{argument}: unknown argument; expected --config, --workdir or --config.KEY=VALUE")
     config = load_config(args.config, [argument.removeprefix("--config.") for argument in rest])
+    make_stage = stage_of(config)
     join()
-    if config.stage not in STAGES:
-        raise UserError(f"config.stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
-    sys.exit(train(config, STAGES[config.stage], args.workdir))
+    sys.exit(train(config, make_stage, args.workdir))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from colajax.axes import constrain
+from colajax.axes import by_sample
 from colajax.parallel.compiler_options import compiler_options
 from colajax.parallel.rules import laid_out, replicated, shardings_of
 from colajax.train.optimizer import Optimizer
@@ -20,11 +20,6 @@ def loss_and_means(stage, params: dict, frozen: dict, examples: dict, counts: di
     means = {name: stage.mean(name, total, counts) for name, total in terms.items()}
     loss = sum(weight * means[name] for name, weight in stage.weights.items() if name in means and weight)
     return loss, means | {"loss": loss}
-
-
-def by_sample(examples: dict) -> dict:
-    """Every array laid out by its leading axis, the samples."""
-    return jax.tree.map(lambda a: constrain(a, "batch", *[None] * (a.ndim - 1)), examples)
 
 
 def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[str, ...], parts: int):
@@ -48,7 +43,7 @@ def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[s
 
     def add_part(total, examples_of_part):
         # A part is a run of rows, which lie on a few devices: it is spread over all of them again.
-        return jax.tree.map(jnp.add, total, part_gradients(by_sample(examples_of_part))), None
+        return jax.tree.map(jnp.add, total, part_gradients(jax.tree.map(by_sample, examples_of_part))), None
 
     zeros = jax.tree.map(
         lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(part_gradients, jax.tree.map(lambda a: a[0], split))
@@ -71,7 +66,7 @@ def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int,
     )  # fmt: skip
     def train_step(state: TrainState, tokens, trainable: tuple[str, ...]):
         with laid_out(mesh):
-            examples = by_sample(stage.examples(tokens, state.step, seed))
+            examples = jax.tree.map(by_sample, stage.examples(tokens, state.step, seed))
             grads, means = batch_gradients(stage, state, examples, trainable, parts)
         with jax.named_scope("optimizer"):
             params, opt_state, reports = optimizer.update(grads, state.opt_state, state.params, state.step)
@@ -91,7 +86,7 @@ def make_evaluation(stage, mesh: Mesh):
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums_and_counts(params, frozen, tokens, index):
         with laid_out(mesh):
-            examples = by_sample(stage.examples(tokens, index, EVALUATION_SEED))
+            examples = jax.tree.map(by_sample, stage.examples(tokens, index, EVALUATION_SEED))
             terms = stage.terms(params, frozen, examples, (), True)
             return terms, stage.counts(examples)
 
