@@ -24,17 +24,17 @@ while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
 environment+=("JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=${setting[processes]}")
 
 declare -A running=() # process id: number
-stopping=
+signals=()            # that came
+trap 'signals+=(TERM)' TERM
+trap 'signals+=(INT)' INT
 signal_all() {
     local process
     for process in "${!running[@]}"; do kill -s "$1" -- "-$process" 2>/dev/null || true; done
 }
-trap 'stopping=yes; signal_all TERM' TERM
-trap 'stopping=yes; signal_all INT' INT
 
 set -m # each process in a group of its own, so that Ctrl-C reaches it once: from here
 for ((number = 0; number < setting[processes]; number++)); do
-    [ -z "$stopping" ] || break
+    [ ${#signals[@]} -eq 0 ] || break
     command=(env "${environment[@]}" "JAX_PROCESS_ID=$number" "${training[@]}")
     if [ -n "$dry_run" ]; then
         show "${command[@]}"
@@ -47,9 +47,13 @@ for ((number = 0; number < setting[processes]; number++)); do
 done
 set +m
 
-status=0
+status=0 passed_on=0
 while [ ${#running[@]} -gt 0 ]; do
     sleep 0.2
+    while [ "$passed_on" -lt ${#signals[@]} ]; do
+        signal_all "${signals[passed_on]}"
+        passed_on=$((passed_on + 1))
+    done
     for process in "${!running[@]}"; do
         kill -0 "$process" 2>/dev/null && continue
         code=0
@@ -58,7 +62,7 @@ while [ ${#running[@]} -gt 0 ]; do
         unset "running[$process]"
         if [ "$code" -ne 0 ] && [ "$status" -eq 0 ]; then
             status=$code
-            [ -n "$stopping" ] || signal_all KILL # waiting for it in a collective, they cannot end by themselves
+            [ "$passed_on" -gt 0 ] || signal_all KILL # waiting for it in a collective, they cannot end by themselves
         fi
     done
 done

@@ -22,9 +22,10 @@ declare -A setting=(
 
     # ---- slurm.sbatch ----
     [nodes]=1
-    [tasks_per_node]='' # one for each GPU
-    [gpus_per_node]='' # empty: without GPUs
-    [time]=''         # limit of the job, [DAYS-]HH:MM:SS; it saves two minutes before and queues again
+    [gpus_per_node]=''  # empty: without GPUs
+    [tasks_per_node]='' # empty: one for each GPU
+    [cpus_per_task]=''  # empty: what the cluster gives
+    [time]=''           # limit of the job, [DAYS-]HH:MM:SS; it saves two minutes before and queues again
     [partition]=''
 
     # ---- TPUs ----
@@ -111,7 +112,8 @@ need_bucket() {
     done
 }
 
-# need_topology: sets chips, hosts (of a slice) and the names that Google Cloud has for the topology.
+# need_topology: sets shape, chips and hosts of a slice, and the names that Google Cloud has for the topology:
+# accelerator, accelerator_type and runtime_version for VMs, gke_accelerator for GKE.
 need_topology() {
     need topology
     need_number slices
@@ -122,7 +124,8 @@ need_topology() {
     [[ "${setting[topology]}" =~ ^(v5p:[0-9]+x[0-9]+x[0-9]+|(v5e|v6e):[0-9]+x[0-9]+)$ ]] ||
         fail "topology is '${setting[topology]}': expected v5p:AxBxC, v5e:AxB or v6e:AxB"
     for side in ${shape//x/ }; do chips=$((chips * side)); done
-    hosts=$(((chips + 3) / 4))
+    ((chips % 4 == 0)) || fail "topology is '${setting[topology]}': expected hosts of 4 chips"
+    hosts=$((chips / 4))
     case "$generation" in
         v5p) cores=2 accelerator=v5p gke_accelerator=tpu-v5p-slice runtime_version=v2-alpha-tpuv5 ;;
         v5e) accelerator=v5litepod gke_accelerator=tpu-v5-lite-podslice runtime_version=v2-alpha-tpuv5-lite ;;
@@ -150,7 +153,7 @@ show() {
     echo "${line# }"
 }
 
-# execute COMMAND...: prints it, and runs it unless this is a dry run.
+# execute COMMAND...: prints it, and runs it unless this is a dry run; the program, where a function has its name too.
 execute() {
     if [ -n "$dry_run" ]; then show "$@"; else
         echo "+ $(show "$@")" >&2

@@ -3,7 +3,8 @@
 #
 #   bash launch/tpu_vm.sh SUBCOMMAND [--dry-run] [FILE] [KEY=VALUE ...] [--config.KEY=VALUE ...]
 #
-#   up      asks tools/plan.py whether the training step fits, requests the slices and waits until they are there
+#   up      asks tools/plan.py whether the training step fits, requests the slices and awaits them
+#   await   until the slices are there: after an `up` that was interrupted
 #   setup   sends the committed state of this repository to every worker and installs it there
 #   train   starts the training on every worker; it goes on when this command has ended
 #   status  the state of the request and of every worker
@@ -18,17 +19,14 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 subcommand="${1:-}"
 case "$subcommand" in
-    up | setup | train | status | logs | stop | down | resume) shift ;;
-    *) fail "'$subcommand': expected up, setup, train, status, logs, stop, down or resume" ;;
+    up | await | setup | train | status | logs | stop | down | resume) shift ;;
+    *) fail "'$subcommand': expected up, await, setup, train, status, logs, stop, down or resume" ;;
 esac
 read_settings "$@"
 need project zone name
-need_topology
+need_number slices
 name="${setting[name]}"
 place=("--project=${setting[project]}" "--zone=${setting[zone]}")
-training_command .venv/bin/python
-need_bucket
-
 if [ "${setting[slices]}" = 1 ]; then
     nodes=("$name")
     request=("--node-id=$name")
@@ -37,8 +35,16 @@ else
     for ((slice = 0; slice < setting[slices]; slice++)); do nodes+=("$name-$slice"); done
     request=("--node-count=${setting[slices]}" "--node-prefix=$name")
 fi
-[ "${setting[capacity]}" = on-demand ] || request+=("--${setting[capacity]}")
-[ -z "${setting[service_account]}" ] || request+=("--service-account=${setting[service_account]}")
+# What ends, shows or deletes a training needs to know no more of it.
+case "$subcommand" in
+    up | train | resume)
+        need_topology
+        training_command .venv/bin/python
+        need_bucket
+        [ "${setting[capacity]}" = on-demand ] || request+=("--${setting[capacity]}")
+        [ -z "${setting[service_account]}" ] || request+=("--service-account=${setting[service_account]}")
+        ;;
+esac
 
 # on_workers WORKER COMMAND: on all or one of every node.
 on_workers() {
@@ -56,9 +62,13 @@ up() {
     plan
     execute gcloud compute tpus queued-resources create "$name" "${place[@]}" "${request[@]}" \
         --accelerator-type="$accelerator_type" --runtime-version="$runtime_version"
+    await
+}
+
+await() {
     local state=
     until [ "$state" = ACTIVE ]; do
-        state="$(state)"
+        state="$(state)" || state="no answer, asking again" # it may be hours
         if [ -n "$dry_run" ]; then
             echo "$state"
             return
@@ -90,7 +100,11 @@ setup() {
 train() { on_workers all "bash colajax/launch/tpu_worker.sh train $(show "${training[@]}")"; }
 
 status() {
-    state
+    local state
+    state="$(state)"
+    echo "$state"
+    # There are no workers yet, or no more.
+    [ -n "$dry_run" ] || [ "$state" = ACTIVE ] || return 0
     on_workers all "bash colajax/launch/tpu_worker.sh status"
 }
 

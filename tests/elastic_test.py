@@ -36,7 +36,7 @@ def test_resumed_on_other_meshes_and_process_counts(records, tmp_path):
     moved = tmp_path / "moved"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}", "JAX_NUM_PROCESSES": "2"}
     phases = ((8, "8,1,1", 13, 1), (4, "1,4,1", 26, 1), (1, "1,2,1", 35, 2), (8, "2,2,2", None, 1))
-    began = []
+    ended = []  # the step of each phase
     for devices, mesh, stop, count in phases:
         processes = [
             start(tmp_path, moved, records, devices, mesh, stop=stop,
@@ -46,10 +46,10 @@ def test_resumed_on_other_meshes_and_process_counts(records, tmp_path):
         outputs = [process.communicate()[0] for process in processes]
         expected = 0 if stop is None else 128 + signal.SIGTERM
         assert [process.returncode for process in processes] == [expected] * count, outputs
-        if began:
-            assert f"going on from step {began[-1]}\n" in outputs[0]
-        began.append(max(int(path.name) for path in (moved / "checkpoints").iterdir() if path.name.isdigit()))
-    assert 13 < began[0] < 26 < began[1] < 35 < began[2] < began[3] == STEPS
+        if ended:
+            assert f"going on from step {ended[-1]}\n" in outputs[0]
+        ended.append(max(int(path.name) for path in (moved / "checkpoints").iterdir() if path.name.isdigit()))
+    assert 13 < ended[0] < 26 < ended[1] < 35 < ended[2] < ended[3] == STEPS
 
     found, expected = read_metrics(moved), read_metrics(tmp_path / "alone")
     assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, STEPS + 1))

@@ -38,7 +38,7 @@ def render(desk, *arguments) -> dict:
 
 TOPOLOGIES = [
     ("v5p:4x4x8", 1, "tpu-v5p-slice", 32, 4), ("v5e:16x16", 2, "tpu-v5-lite-podslice", 64, 4),
-    ("v6e:4x4", 1, "tpu-v6e-slice", 4, 4), ("v6e:1x1", 1, "tpu-v6e-slice", 1, 1),
+    ("v6e:4x4", 1, "tpu-v6e-slice", 4, 4), ("v6e:2x2", 1, "tpu-v6e-slice", 1, 4),
 ]  # fmt: skip
 
 

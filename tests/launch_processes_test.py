@@ -111,9 +111,8 @@ def test_what_a_tpu_worker_is_told(desk):
         'mkdir -p .venv/bin; cp ../trainer .venv/bin/python; echo "$PYTHON $*" >made'
     )
     subprocess.run(["tar", "-czf", str(home / "colajax.tar.gz"), "-C", str(tree), "launch"], check=True)
-    for file, text in ((home / "trainer", TRAINER), (uv, uv.read_text()), (desk / "bin" / "python3", None)):
-        if text:
-            file.write_text(text)
+    (home / "trainer").write_text(TRAINER)
+    for file in (home / "trainer", uv, desk / "bin" / "python3"):
         file.chmod(0o755)
 
     def tell(subcommand):

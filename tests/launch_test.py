@@ -33,13 +33,13 @@ def mistake(result) -> str:
 
 
 # ---- a dry run prints what is run ------------------------------------------------------------------------------------
-TPU_VM = ("up", "setup", "train", "status", "logs", "stop", "down", "resume")
+TPU_VM = ("up", "await", "setup", "train", "status", "logs", "stop", "down", "resume")
 GKE = ("cluster", "image", "up", "status", "logs", "down", "xpk", "delete")
 COMMANDS = (
     *(("tpu_vm.sh", name) for name in TPU_VM),
     *(("tpu_vm.sh", name, "slices=2", "capacity=reserved", "service_account=a@b") for name in TPU_VM),
     *(("gke/gke.sh", name) for name in GKE),
-    ("slurm.sbatch", "nodes=4", "tasks_per_node=8", "gpus_per_node=8", "time=1-00:00:00", "partition=big"),
+    ("slurm.sbatch", "nodes=4", "gpus_per_node=8", "cpus_per_task=4", "time=1-00:00:00", "partition=big"),
 )
 
 
@@ -59,16 +59,34 @@ def test_a_dry_run_prints_exactly_what_is_run(desk, command):
         assert "not the repository" in mistake(real)
         submitted = recorded(desk)
         assert commands[:1] == submitted
-        job = subprocess.run(
+        subprocess.run(
             ["bash", *submitted[0][0][submitted[0][0].index("launch/slurm.sbatch") :]], cwd=ROOT, check=True,
             env=os.environ | {"PATH": f"{desk}/bin:{os.environ['PATH']}", "RECORDED": str(desk / "recorded"),
                               "SLURM_JOB_ID": "7"},
         )  # fmt: skip
-        assert job.returncode == 0
         assert commands[1:] == recorded(desk)
     else:
         assert commands == recorded(desk)
     assert len(commands) > 0
+
+
+@pytest.mark.parametrize("subcommand", ["down", "stop", "logs", "status"])
+def test_what_costs_money_is_ended_and_shown_without_knowing_what_was_trained(desk, subcommand):
+    assert launch(desk, "tpu_vm.sh", subcommand, "project=p", "zone=z").returncode == 0
+    assert {command[0] for command, _ in recorded(desk)} == {"gcloud"}
+
+
+@pytest.mark.parametrize(("state", "asked"), [("ACTIVE", ["describe", "ssh"]), ("SUSPENDED", ["describe"])])
+def test_status_asks_the_workers_that_are_there(desk, state, asked):
+    result = launch(desk, "tpu_vm.sh", "status", "pod.txt", STATE=state)
+    assert (result.returncode, result.stdout) == (0, f"{state}\n")
+    assert [command[4] for command, _ in recorded(desk)] == asked
+
+
+def test_slices_that_are_gone_are_not_awaited(desk):
+    result = launch(desk, "tpu_vm.sh", "await", "pod.txt", STATE="FAILED")
+    assert result.returncode == 1
+    assert "colajax is FAILED" in result.stderr
 
 
 def test_the_commands_for_a_pod(desk):
@@ -112,11 +130,12 @@ def test_nothing_is_created_for_what_does_not_fit(desk, script, subcommand):
         ("local.sh", ["--dryrun"], "--dryrun: unknown argument"),
         ("local.sh", ["bad.txt"], "bad.txt: oops: expected"),
         ("slurm.sbatch", ["workdir=w", "records=r"], "tasks_per_node is ''"),
-        ("tpu_vm.sh", [], "expected up, setup"),
-        ("tpu_vm.sh", ["upp", "pod.txt"], "'upp': expected up, setup"),
+        ("tpu_vm.sh", [], "expected up, await"),
+        ("tpu_vm.sh", ["upp", "pod.txt"], "'upp': expected up, await"),
         ("tpu_vm.sh", ["up"], "project is not set"),
         ("tpu_vm.sh", ["up", "pod.txt", "zone="], "zone is not set"),
         ("tpu_vm.sh", ["up", "pod.txt", "topology=v5p:16x16"], "topology is 'v5p:16x16'"),
+        ("tpu_vm.sh", ["up", "pod.txt", "topology=v5e:1x1"], "expected hosts of 4 chips"),
         ("tpu_vm.sh", ["up", "pod.txt", "slices=0"], "slices is '0'"),
         ("tpu_vm.sh", ["up", "pod.txt", "capacity=cheap"], "capacity is 'cheap'"),
         ("tpu_vm.sh", ["up", "pod.txt", "records=/data"], "records is '/data': expected gs://"),

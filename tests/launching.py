@@ -36,7 +36,7 @@ text = sys.stdin.read() if "--filename=-" in arguments else ""
 with open(os.environ["RECORDED"], "a") as file:
     file.write(json.dumps([[name, *arguments], text]) + "\\n")
 if "describe" in arguments:
-    print("ACTIVE")
+    print(os.environ.get("STATE", "ACTIVE"))
 if name == "python" and os.environ.get("PLAN_REFUSES"):
     sys.exit("error: does not fit: 120 GB of 95; mesh.fsdp=32 would")
 """

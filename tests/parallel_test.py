@@ -1,5 +1,6 @@
 """Meshes, sharding rules and the environment of processes, against arithmetic, without devices."""
 
+import dataclasses
 import math
 
 import jax
@@ -12,11 +13,11 @@ from tiny_runs import ROOT
 from colajax.errors import UserError
 from colajax.parallel import processes
 from colajax.parallel.batch import check_batch
-from colajax.parallel.mesh import AXES, mesh_shape, parse_mesh
+from colajax.parallel.mesh import AXES, make_mesh, mesh_shape, parse_mesh
 from colajax.parallel.rules import parameter_shardings
 from colajax.stages import STAGES
 from colajax.train.config import load_config
-from colajax.train.optimizer import make_optimizer
+from colajax.train.optimizer import optimizer_of
 from colajax.train.state import abstract_state
 
 SIZES = st.lists(st.integers(1, 12), min_size=3, max_size=3)
@@ -24,6 +25,16 @@ SIZES = st.lists(st.integers(1, 12), min_size=3, max_size=3)
 
 def mesh(*sizes: int) -> AbstractMesh:
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def test_hosts_of_gpus_are_not_slices():
+    """Of 4 hosts with 8 GPUs, which jax numbers as slices: any axis may cross them, and neighbours stay together."""
+    kind = dataclasses.make_dataclass(
+        "GPU", ("id", "platform", "device_kind", "slice_index", "process_index"), frozen=True
+    )
+    gpus = [kind(i, "gpu", "NVIDIA H100", i // 8, i // 8) for i in range(32)]
+    found = make_mesh({"data": -1, "fsdp": 16, "tensor": 1}, gpus)
+    assert [[gpu.id for gpu in row[:, 0]] for row in found.devices] == [list(range(16)), list(range(16, 32))]
 
 
 @given(SIZES, st.integers(0, 2))
@@ -81,8 +92,7 @@ def test_a_large_parameter_that_would_lie_whole_everywhere_is_named():
 def test_parameters_and_optimizer_of_the_paper_s_models_are_divided(stage, sizes):
     config = load_config(f"{ROOT}/configs/cola_{stage}.py", ["init_from=somewhere"] if stage == "joint" else [])
     stage = STAGES[stage](config, 0)
-    shapes = jax.eval_shape(stage.init, jax.random.key(0))
-    state = abstract_state(stage, make_optimizer(config.optimizer, shapes, config.total_steps), mesh(*sizes))
+    state = abstract_state(stage, optimizer_of(config, stage), mesh(*sizes))
     whole = sum(leaf.size for leaf in jax.tree.leaves(state))
     own = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state))
     small = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.size * 4 <= 2**20)  # these may lie whole

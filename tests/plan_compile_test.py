@@ -4,7 +4,7 @@ the plan says of it is within what such a model can be."""
 import pytest
 from tiny_runs import ROOT
 
-from colajax.planning.plan import compiled_plan
+from colajax.planning.plan import make_plan
 from colajax.planning.topology import find_topology
 from colajax.stages import stage_of
 from colajax.train.config import load_config
@@ -16,7 +16,7 @@ TOPOLOGY = "v5p:4x4x8"
 @pytest.mark.parametrize("name", CONFIGS)
 def test_fits_and_trains_at_a_believable_speed(name):
     config = load_config(f"{ROOT}/configs/{name}", [])
-    plan = compiled_plan(config, stage_of(config), find_topology(TOPOLOGY))
+    plan = make_plan(config, stage_of(config), find_topology(TOPOLOGY))
     assert plan["fits"]
     memory = plan["memory"]
     assert memory["peak"] < 0.5 * plan["available"]
@@ -25,9 +25,9 @@ def test_fits_and_trains_at_a_believable_speed(name):
     assert whole == pytest.approx(plan["checkpoint_bytes"], rel=0.01)
     assert 0.1 < plan["mfu"] < 0.7
     assert {"attention", "MLP", "cross-entropy", "optimizer"} <= set(plan["cycles"])
-    assert plan["cycles"]["attention"] + plan["cycles"]["MLP"] > 0.5 * plan["cycles_per_chip"]
+    assert plan["cycles"]["attention"] + plan["cycles"]["MLP"] > 0.5 * plan["cycles_per_device"]
     assert "while loop of unknown length, counted once" not in plan["untimed"]
-    # Weights are gathered along fsdp at least twice a step, in bfloat16, and gradients reduced along it once.
+    # 15/16 of the weights come along fsdp at least twice a step, in bfloat16.
     along_fsdp = sum(row["bytes"] for row in plan["communication"] if "fsdp" in row["axes"])
-    assert along_fsdp > 15 * memory["parameters"] / 2 * 2
+    assert along_fsdp > 15 * memory["parameters"]
     assert plan["exposed_seconds"] < 0.2 * plan["step_seconds"]

@@ -1,6 +1,7 @@
 """Reading compiled programs: a text of known content, and small programs compiled for real topologies, whose loops and
 collectives are known; topologies; the model of the interconnect."""
 
+import functools
 import math
 
 import hypothesis.strategies as st
@@ -172,6 +173,7 @@ LAYERS, WIDTH, ROWS = 5, 256, 128  # of a device
 def compiled(tmp_path_factory):
     """compiled(topology, layers): the schedule of a program whose collectives are written out."""
 
+    @functools.cache
     def compile_for(name: str, layers: int):
         topology = find_topology(name)
         mesh = Mesh(np.array(topology.devices).reshape(2, 2, 1), AXES, axis_types=(AxisType.Auto,) * 3)
@@ -278,3 +280,13 @@ def test_time_of_collectives():
     assert exposed_seconds(row._replace(hidden_cycles=15_000_000, asynchronous=False), small, tpu) == 0.02
     assert exposed_seconds(row._replace(hidden_cycles=10**9), small, tpu) == 0
     assert seconds(row._replace(axes=("slices",), groups=[]), small, tpu) == pytest.approx(1e9 / (25e9 / 8))
+
+
+def test_devices_of_one_chip_share_its_links():
+    """tpu7x, two devices a chip: a ring through all of them leaves a chip once, two rings through one each do twice."""
+    tpu, devices = TPUS["tpu7x"], find_topology("tpu7x:2x2x1").devices
+    ring = Collective("all-gather", (), [list(range(8))], 1e9, 1, True, 0)
+    apart = ring._replace(groups=[[i for i, device in enumerate(devices) if device.core_on_chip == 0]])
+    assert len(apart.groups[0]) == 4
+    assert seconds(ring, devices, tpu) == pytest.approx(1e9 / (2 * tpu.link))
+    assert seconds(apart, devices, tpu) == pytest.approx(2e9 / (2 * tpu.link))

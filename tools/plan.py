@@ -20,7 +20,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a TPU or GPU of this machin
 from colajax.errors import UserError, run_main
 from colajax.parallel.mesh import parse_mesh
 from colajax.planning.advice import refusal
-from colajax.planning.plan import analytic_plan, compiled_plan, target
+from colajax.planning.plan import make_plan, target
 from colajax.planning.report import text
 from colajax.planning.search import line, search
 from colajax.planning.topology import find_topology
@@ -50,18 +50,22 @@ def main() -> None:
     if args.mesh:
         config.mesh.update(parse_mesh(args.mesh))
     make_stage, topology = stage_of(config), find_topology(args.topology, args.slices)
+    if args.search and (args.steps or args.eflops):
+        raise UserError("--search ranks by speed: --steps and --eflops go with a plan alone")
     if args.search:
         plans = search(config, make_stage, topology, report=lambda plan: print(line(plan), file=sys.stderr, flush=True))
         ranking = [f"{place}. {line(plan)}" for place, plan in enumerate(plans, 1)]
         print(json.dumps(plans, indent=1) if args.json else "\n".join(["", "fastest first", *ranking]))
         return
 
-    plan = (compiled_plan if topology.devices else analytic_plan)(config, make_stage, topology)
-    plan |= {"config": args.config}
+    plan = make_plan(config, make_stage, topology)
     if not plan["fits"]:
         raise refusal(plan, config, make_stage, topology)
     reached = target(plan, config, steps=args.steps, eflops=args.eflops)
-    print(json.dumps(plan | {"target": reached}, indent=1) if args.json else text(plan, reached))
+    if args.json:
+        print(json.dumps({"config": args.config, **plan, "target": reached}, indent=1))
+    else:
+        print(text(args.config, plan, reached))
 
 
 if __name__ == "__main__":

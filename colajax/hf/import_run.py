@@ -7,7 +7,6 @@ import pathlib
 import shutil
 from collections.abc import Callable, Iterable
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,7 +15,7 @@ from colajax.errors import UserError
 from colajax.hf import layout, names
 from colajax.hf.export import IMPORTED
 from colajax.stages import stage_of
-from colajax.train.optimizer import make_optimizer
+from colajax.train.optimizer import optimizer_of
 from colajax.train.state import state_shapes
 from colajax.train.stored import create_zeros, open_arrays
 
@@ -74,9 +73,7 @@ def make_run(
     if tokenizer.vocab_size > vocabulary:
         raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the VAE's vocabulary has only {vocabulary}")
     stage = stage_of(config)(config, pad_id_of(tokenizer, vocabulary))
-    params = jax.eval_shape(stage.init, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, params, config.total_steps)
-    shapes = state_shapes(stage, optimizer)
+    shapes = state_shapes(stage, optimizer_of(config, stage))
     partial = workdir.parent / f"{workdir.name}.tmp-{os.getpid()}"
     partial.mkdir(parents=True)
     try:

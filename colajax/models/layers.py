@@ -132,19 +132,18 @@ class Functional:
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
         self._make = make
-        self._graphdef = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
+        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def init(self, key: jax.Array) -> dict:
         return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key))))
 
     def shapes(self) -> dict:
         """The dict of `init`, of ShapeDtypeStructs, nothing allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return nnx.to_pure_dict(self._abstract)
 
     def axes(self) -> dict:
         """The dict of `init`, of the names of each parameter's last dimensions (logical axes; () for a small one)."""
-        _, state = nnx.split(nnx.eval_shape(lambda: self._make(nnx.Rngs(0))))
-        names = nnx.to_flat_state(state)
+        names = nnx.to_flat_state(self._abstract)
         return nnx.to_pure_dict(
             nnx.from_flat_state([(path, leaf.replace(leaf.get_metadata().get("axes", ()))) for path, leaf in names])
         )

@@ -19,7 +19,7 @@ OPTIONS = (
     ("TPU v5", _SPARSE_CORE),  # v5p
     ("TPU v6", _SPARSE_CORE),
     ("TPU7x", _SPARSE_CORE),
-    # GPUs: collectives start as soon as their operands are there, and small ones are made into large ones.
+    # GPUs: collectives start as soon as their operands are there.
     ("NVIDIA", {"xla_gpu_enable_latency_hiding_scheduler": True}),
 )
 

@@ -26,8 +26,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(sizes, len(devices))
+    # GPUs have slice_index too: there it tells hosts apart, which any axis may cross.
     slices = len({getattr(device, "slice_index", None) for device in devices})
-    if slices > 1:
+    if slices > 1 and devices[0].platform == "tpu":
         if shape[0] % slices:
             raise UserError(f"config.mesh.data is {shape[0]}: expected a multiple of the {slices} slices")
         per_slice = (shape[0] // slices, *shape[1:])

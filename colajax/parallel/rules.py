@@ -26,7 +26,7 @@ REPLICATED_BYTES = 2**20
 
 
 def _divided(name: str | None, size: int, mesh: Mesh, padded: bool) -> tuple[str, ...] | None:
-    """The mesh axes that divide a dimension; as many of the rule's, from the first, as its size allows."""
+    """The mesh axes that divide a dimension; those of the rule's that its size allows, the first first."""
     if name is None or size == 1:
         return None
     chosen, parts = [], 1
@@ -45,6 +45,7 @@ def sharding(mesh: Mesh, names: tuple, shape: tuple[int, ...], *, padded: bool =
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -55,14 +56,14 @@ def parameter_shardings(mesh: Mesh, names: dict, shapes: dict):
     to divide it by.
     """
 
-    def lay_out(path, shape, leaf_names):
-        found = sharding(mesh, leaf_names, shape.shape)
-        size = math.prod(shape.shape) * shape.dtype.itemsize
+    def lay_out(path, leaf, leaf_names):
+        found = sharding(mesh, leaf_names, leaf.shape)
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
         dividing = mesh.shape["fsdp"] * mesh.shape["tensor"]
         if size > REPLICATED_BYTES and dividing > 1 and found.is_fully_replicated:
             name = "/".join(str(key.key) for key in path)
             raise UserError(
-                f"parameter {name} {shape.shape}, {size / 2**20:.0f} MB, would lie whole on every device: fsdp "
+                f"parameter {name} {leaf.shape}, {size / 2**20:.0f} MB, would lie whole on every device: fsdp "
                 f"{mesh.shape['fsdp']} and tensor {mesh.shape['tensor']} divide none of its axes {leaf_names}; choose "
                 f"a config.mesh that does"
             )

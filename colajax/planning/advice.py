@@ -6,9 +6,10 @@ from ml_collections import ConfigDict
 
 from colajax.errors import UserError
 from colajax.models.layers import REMAT_POLICIES
-from colajax.planning.memory import changed
+from colajax.parallel.mesh import AXES, mesh_shape
 from colajax.planning.plan import analytic_plan
 from colajax.planning.topology import Topology
+from colajax.train.config import changed
 
 MARGIN = 0.9  # of the memory, for a step that is not compiled
 
@@ -38,7 +39,8 @@ def _remedies(config, topology: Topology) -> Iterator[tuple[str, ConfigDict]]:
     """From the cheapest: recompute, go through the batch in parts, divide the state further."""
     policies = list(REMAT_POLICIES)[list(REMAT_POLICIES).index(config.remat) :]
     parts = [config.accumulation_steps * 2**i for i in range(8)]
-    meshes = [{}] + [{"mesh": {"data": -1, "fsdp": fsdp}} for fsdp in _above(config.mesh.fsdp, topology.count)]
+    now = dict(zip(AXES, mesh_shape(config.mesh, topology.count), strict=True))["fsdp"]
+    meshes = [{}] + [{"mesh": {"data": -1, "fsdp": fsdp}} for fsdp in _above(now, topology.count)]
     for mesh in meshes:
         for part in parts:
             for remat in policies:
@@ -56,5 +58,5 @@ def _words(config, candidate) -> str:
         f"--config.{key}={candidate[key]}" for key in ("remat", "accumulation_steps") if candidate[key] != config[key]
     ]
     if candidate.mesh != config.mesh:
-        flags.append("--mesh " + ",".join(f"{axis}={size}" for axis, size in candidate.mesh.items()))
+        flags.append(f"--config.mesh.data=-1 --config.mesh.fsdp={candidate.mesh.fsdp}")
     return " ".join(flags)

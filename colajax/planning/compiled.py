@@ -8,14 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from colajax.parallel.batch import check_batch
-from colajax.parallel.mesh import make_mesh
 from colajax.parallel.rules import sharding
 from colajax.planning.memory import state_bytes
 from colajax.planning.schedule import Schedule, read_schedule
-from colajax.planning.topology import Topology, out_of_memory
-from colajax.train.optimizer import make_optimizer
-from colajax.train.state import abstract_state
+from colajax.planning.topology import out_of_memory
+from colajax.train.optimizer import Optimizer
+from colajax.train.state import TrainState
 from colajax.train.step import make_train_step
 
 
@@ -23,21 +21,14 @@ class CompiledStep(NamedTuple):
     """What the compiler says of one device. memory: bytes by kind, "peak" their sum, of a step that does not fit as far
     as the compiler got; schedule is None then."""
 
-    mesh: jax.sharding.Mesh
     memory: dict[str, int]
     schedule: Schedule | None
     seconds: float  # that compiling took
 
 
-def compile_step(config, make_stage, topology: Topology) -> CompiledStep:
-    """Compiles what `train.loop.train` would run on the devices of a TPU topology.
-
-    make_stage(config, pad_id) -> Stage. Raises UserError where configuration and devices do not fit each other."""
-    mesh = make_mesh(config.mesh, topology.devices)
-    check_batch(mesh, config.batch_size, config.accumulation_steps)
-    stage = make_stage(config, 0)
-    optimizer = make_optimizer(config.optimizer, jax.eval_shape(stage.init, jax.random.key(0)), config.total_steps)
-    state = abstract_state(stage, optimizer, mesh)
+def compile_step(config, stage, optimizer: Optimizer, state: TrainState) -> CompiledStep:
+    """Compiles what `train.loop.train` would run on the devices of a TPU topology; state: `abstract_state` on them."""
+    mesh = state.step.sharding.mesh
     shape = (config.batch_size, config.sequence_length)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding(mesh, ("batch", None), shape))
     step = make_train_step(stage, optimizer, state, seed=config.seed, parts=config.accumulation_steps)
@@ -51,7 +42,7 @@ def compile_step(config, make_stage, topology: Topology) -> CompiledStep:
             if refused is None:
                 raise
             memory["activations"] = int(refused[0]) - sum(memory.values())
-            return CompiledStep(mesh, memory | {"peak": int(refused[0])}, None, time.perf_counter() - began)
+            return CompiledStep(memory | {"peak": int(refused[0])}, None, time.perf_counter() - began)
         seconds = time.perf_counter() - began
         schedule = read_schedule(_after_codegen(Path(folder)), dict(mesh.shape))
     found = compiled.memory_analysis()
@@ -59,7 +50,7 @@ def compile_step(config, make_stage, topology: Topology) -> CompiledStep:
     total += found.temp_size_in_bytes + found.generated_code_size_in_bytes
     memory["program"] = found.generated_code_size_in_bytes
     memory["activations"] = total - sum(memory.values())
-    return CompiledStep(mesh, memory | {"peak": total}, schedule, seconds)
+    return CompiledStep(memory | {"peak": total}, schedule, seconds)
 
 
 def _after_codegen(folder: Path) -> str:

@@ -17,11 +17,14 @@ from colajax.planning.topology import TPU
 def seconds(collective: Collective, devices: Sequence, tpu: TPU) -> float:
     """Of one execution; devices: of the mesh, in its flat order."""
     if collective.axes == (NETWORK,):
-        return collective.sent / tpu.network
+        return collective.sent * tpu.devices_per_chip / tpu.network
     group = [devices[i] for i in collective.groups[0]]
     if collective.kind == "collective-permute":
         return collective.sent / tpu.link
-    return collective.sent / (tpu.link * max(1, _ways(group, devices, tpu)))
+    # Devices of one chip that are not of one group share its links.
+    chips = len({tuple(device.coords) for device in group})
+    sharing = tpu.devices_per_chip * chips / len(group)
+    return sharing * collective.sent / (tpu.link * max(1, _ways(group, devices, tpu)))
 
 
 def _ways(group: Sequence, devices: Sequence, tpu: TPU) -> int:

@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from colajax.parallel.batch import batch_shares
 from colajax.parallel.mesh import ONE_DEVICE
+from colajax.train.config import changed
 from colajax.train.state import TrainState
 from colajax.train.step import loss_and_means
 
+_ROWS = 64  # of the batch by which an activation is measured: enough for every period of `objective.mask_every`
 
-def shard_bytes(tree) -> int:
+
+def _shard_bytes(tree) -> int:
     """Of a tree of ShapeDtypeStructs with shardings, on one device."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -22,9 +25,9 @@ def shard_bytes(tree) -> int:
 def state_bytes(state: TrainState) -> dict[str, int]:
     """{"parameters", "optimizer", "frozen"} on one device; state: see `train.state.abstract_state`."""
     return {
-        "parameters": shard_bytes(state.params),
-        "optimizer": shard_bytes(state.opt_state),
-        "frozen": shard_bytes(state.frozen),
+        "parameters": _shard_bytes(state.params),
+        "optimizer": _shard_bytes(state.opt_state),
+        "frozen": _shard_bytes(state.frozen),
     }
 
 
@@ -39,9 +42,9 @@ def activation_bytes(config, make_stage: Callable, state: TrainState, mesh: Mapp
     What is kept is exact for the program as it is written, with its remat policy; the compiler can do with less (it
     fuses some of it away) or more (temporaries of the largest layer), and the tensor axis is taken to divide none of
     it."""
-    alone = changed(config, accumulation_steps=1, mesh=ONE_DEVICE)
+    alone = changed(config, accumulation_steps=1, mesh=ONE_DEVICE, batch_size=_ROWS)
     rows = config.batch_size / (batch_shares(mesh) * config.accumulation_steps)
-    gradients = shard_bytes(state.params) * (1 if config.accumulation_steps == 1 else 2)
+    gradients = _shard_bytes(state.params) * (1 if config.accumulation_steps == 1 else 2)
     return math.ceil(rows) * _kept_per_row(FrozenConfigDict(alone), make_stage) + gradients
 
 
@@ -66,12 +69,4 @@ def _kept_per_row(config: FrozenConfigDict, make_stage: Callable) -> int:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(found))
 
     stage_shapes = jax.eval_shape(lambda key: stage.begin(stage.init(key), None), jax.random.key(0))
-    return (kept(2 * config.batch_size) - kept(config.batch_size)) // config.batch_size
-
-
-def changed(config: ConfigDict, **values) -> ConfigDict:
-    """A copy of a configuration with other values; of `mesh`, the axes that change."""
-    copy = config.copy_and_resolve_references()
-    with copy.unlocked():
-        copy.update(values)
-    return copy
+    return (kept(2 * _ROWS) - kept(_ROWS)) // _ROWS

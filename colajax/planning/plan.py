@@ -3,46 +3,52 @@
 Time on a TPU is the compiler's schedule at the assumed clock, plus what the model of `interconnect` says communication
 adds to it. Nothing has run: schedules are pessimistic where memory is the bound, know nothing of kernels written by
 hand, of input, logging, evaluation, saving or failures, and take every chip to be as fast as the others. Where there is
-no compiler, memory is that of `memory.activation_bytes`, and time follows from an assumed share of the peak.
+no compiler, memory is that of `memory.activation_bytes`, and time follows from an assumed share of the peak. Of a stage
+that trains its groups in turns (`objective.interval`) the step is planned that trains all of them.
 """
 
 import math
 from collections.abc import Callable
 
-import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from colajax.parallel.batch import check_batch
-from colajax.parallel.mesh import AXES, mesh_shape
-from colajax.planning.compiled import CompiledStep, compile_step
+from colajax.parallel.mesh import AXES, make_mesh, mesh_shape
+from colajax.planning.compiled import compile_step
 from colajax.planning.interconnect import exposed_seconds, seconds
 from colajax.planning.memory import activation_bytes, state_bytes, whole_bytes
+from colajax.planning.schedule import Schedule
 from colajax.planning.topology import Topology
-from colajax.train.metrics import PEAK_FLOPS
-from colajax.train.optimizer import make_optimizer
-from colajax.train.state import abstract_state
+from colajax.train.checkpoint import count_kept
+from colajax.train.metrics import peak_of
+from colajax.train.optimizer import optimizer_of
+from colajax.train.state import TrainState, abstract_state
 
 ASSUMED = 0.4  # of a GPU's peak, in matrix products of which full rematerialisation does a third more
-LATEST_KEPT = 2  # checkpoints, as `train.checkpoint` does
 
 
-def compiled_plan(config, make_stage: Callable, topology: Topology) -> dict:
-    """The plan for a TPU topology. `fits` is False, and there is nothing about time, where the compiler refuses."""
-    step = compile_step(config, make_stage, topology)
-    plan = _facts(config, make_stage, topology, dict(step.mesh.shape)) | {"how": "compiled"}
-    plan |= {"compile_seconds": step.seconds, "memory": step.memory, "fits": step.schedule is not None}
-    return plan | _time_on_tpu(plan, step, topology) if plan["fits"] else plan
+def make_plan(config, make_stage: Callable, topology: Topology) -> dict:
+    """The plan of a run, compiled where there is a compiler. make_stage(config, pad_id) -> Stage. Where `fits` is False
+    the compiler refused the step, and there is nothing about time. Raises UserError as training does."""
+    if not topology.devices:
+        return analytic_plan(config, make_stage, topology)
+    mesh = make_mesh(config.mesh, topology.devices)
+    stage, optimizer, state = _set_up(config, make_stage, mesh)
+    step = compile_step(config, stage, optimizer, state)
+    plan = _facts(config, stage, state, topology) | {"how": "compiled", "compile_seconds": step.seconds}
+    plan |= {"memory": step.memory, "fits": step.schedule is not None}
+    return plan | _time_on_tpu(plan, step.schedule, mesh, topology) if plan["fits"] else plan
 
 
 def analytic_plan(config, make_stage: Callable, topology: Topology) -> dict:
     """The plan without a compiler; no time for a device whose peak is not in a table."""
-    mesh = dict(zip(AXES, mesh_shape(config.mesh, topology.count), strict=True))
-    _, state = _abstract(config, make_stage, mesh)
+    sizes = mesh_shape(config.mesh, topology.count)
+    stage, _, state = _set_up(config, make_stage, AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+    plan = _facts(config, stage, state, topology) | {"how": "analytic"}
     memory = state_bytes(state)
-    memory["activations"] = activation_bytes(config, make_stage, state, mesh)
+    memory["activations"] = activation_bytes(config, make_stage, state, plan["mesh"])
     memory["peak"] = sum(memory.values())
-    plan = _facts(config, make_stage, topology, mesh) | {"how": "analytic", "memory": memory}
-    plan["fits"] = topology.hbm is None or memory["peak"] <= topology.hbm
+    plan |= {"memory": memory, "fits": topology.hbm is None or memory["peak"] <= topology.hbm}
     if plan["peak_flops"]:
         mfu = ASSUMED * (3 / 4 if config.remat == "full" else 1)
         plan |= {"mfu": mfu, "step_seconds": plan["useful_flops"] / (plan["peak_flops"] * mfu)}
@@ -50,24 +56,22 @@ def analytic_plan(config, make_stage: Callable, topology: Topology) -> dict:
     return plan
 
 
-def _abstract(config, make_stage: Callable, mesh: dict[str, int]):
-    """(stage, state of ShapeDtypeStructs) on a mesh without devices. Raises UserError as training does."""
-    abstract = AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
-    check_batch(abstract, config.batch_size, config.accumulation_steps)
+def _set_up(config, make_stage: Callable, mesh):
+    """(stage, optimizer, abstract state) of a run on a mesh, with devices or without."""
+    check_batch(mesh, config.batch_size, config.accumulation_steps)
     stage = make_stage(config, 0)
-    optimizer = make_optimizer(config.optimizer, jax.eval_shape(stage.init, jax.random.key(0)), config.total_steps)
-    return stage, abstract_state(stage, optimizer, abstract)
+    optimizer = optimizer_of(config, stage)
+    return stage, optimizer, abstract_state(stage, optimizer, mesh)
 
 
-def _facts(config, make_stage: Callable, topology: Topology, mesh: dict[str, int]) -> dict:
-    stage, state = _abstract(config, make_stage, mesh)
-    peak = next((flops for kind, flops in PEAK_FLOPS if kind in topology.device_kind.removeprefix("NVIDIA ")), None)
+def _facts(config, stage, state: TrainState, topology: Topology) -> dict:
+    peak = peak_of(topology.device_kind)
     tokens = config.batch_size * config.sequence_length
     return {
         "topology": topology.name,
         "chips": topology.chips,
         "devices": topology.count,
-        "mesh": mesh,
+        "mesh": dict(state.step.sharding.mesh.shape),
         "batch_size": config.batch_size,
         "sequence_length": config.sequence_length,
         "accumulation_steps": config.accumulation_steps,
@@ -81,8 +85,8 @@ def _facts(config, make_stage: Callable, topology: Topology, mesh: dict[str, int
     }
 
 
-def _time_on_tpu(plan: dict, step: CompiledStep, topology: Topology) -> dict:
-    schedule, tpu, devices = step.schedule, topology.tpu, list(step.mesh.devices.flat)
+def _time_on_tpu(plan: dict, schedule: Schedule, mesh: Mesh, topology: Topology) -> dict:
+    tpu, devices = topology.tpu, list(mesh.devices.flat)
     rows: dict[tuple, dict] = {}
     for collective in schedule.collectives:
         key = (" x ".join(collective.axes), collective.kind, collective.asynchronous)
@@ -100,11 +104,11 @@ def _time_on_tpu(plan: dict, step: CompiledStep, topology: Topology) -> dict:
     return {
         "clock": tpu.clock,
         "cycles": dict(schedule.cycles.most_common()),
-        "cycles_per_chip": cycles,
+        "cycles_per_device": cycles,
         "recomputed_cycles": schedule.recomputed,
         "untimed": dict(schedule.untimed),
         "communication": communication,
-        "communication_bytes_per_chip": sum(row["bytes"] for row in communication),
+        "communication_bytes_per_device": sum(row["bytes"] for row in communication),
         "exposed_seconds": exposed,
         "step_seconds": step_seconds,
         "mfu": plan["useful_flops"] / (plan["peak_flops"] * step_seconds),
@@ -118,7 +122,7 @@ def target(plan: dict, config, *, steps: int | None = None, eflops: float | None
     if eflops is not None:
         steps = math.ceil(eflops / plan["eflops_per_step"])
     steps = config.total_steps if steps is None else steps
-    kept = min(steps // config.checkpoint_every, steps // config.keep_every + LATEST_KEPT)
+    kept = count_kept(steps, config.checkpoint_every, config.keep_every)
     found = {"steps": steps, "eflops": steps * plan["eflops_per_step"], "checkpoints": kept}
     found["storage_bytes"] = kept * plan["checkpoint_bytes"]
     if "step_seconds" in plan:

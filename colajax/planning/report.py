@@ -5,16 +5,16 @@ from colajax.parallel.batch import batch_shares
 GB = 1e9
 
 
-def text(plan: dict, target: dict) -> str:
-    """Of `plan.compiled_plan` or `plan.analytic_plan`, and `plan.target`."""
-    parts = [_heading(plan), _memory(plan)]
+def text(config: str, plan: dict, target: dict) -> str:
+    """Of a configuration by its name, its `plan.make_plan` and `plan.target`."""
+    parts = [_heading(config, plan), _memory(plan)]
     if "cycles" in plan:
         parts += [_compute(plan), _communication(plan)]
     parts += [_step(plan), _target(plan, target)]
     return "\n\n".join(parts)
 
 
-def _heading(plan: dict) -> str:
+def _heading(config: str, plan: dict) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     rows = plan["batch_size"] // batch_shares(plan["mesh"])
     batch = f"batch {plan['batch_size']} x {plan['sequence_length']} ({rows} rows a device)"
@@ -26,7 +26,7 @@ def _heading(plan: dict) -> str:
     )
     devices = "" if plan["devices"] == plan["chips"] else f", {plan['devices']} devices"
     return (
-        f"{plan['config']} on {plan['topology']} ({plan['chips']} chips{devices})\n"
+        f"{config} on {plan['topology']} ({plan['chips']} chips{devices})\n"
         f"mesh {mesh}, {batch}{parts}, remat {plan['remat']}\n{how}"
     )
 
@@ -38,7 +38,7 @@ def _memory(plan: dict) -> str:
 
 
 def _compute(plan: dict) -> str:
-    total = plan["cycles_per_chip"]
+    total = plan["cycles_per_device"]
     rows = [(part, 1e3 * cycles / plan["clock"], f"{cycles / total:.0%}") for part, cycles in plan["cycles"].items()]
     rows.append(("all", 1e3 * total / plan["clock"], f"{plan['recomputed_cycles'] / total:.0%} of it recomputed"))
     table = _table(f"compute of a step, ms ({total / 1e6:,.0f} M cycles at {plan['clock'] / 1e9:g} GHz)", rows)
@@ -57,7 +57,7 @@ def _communication(plan: dict) -> str:
             f"{1e3 * row['exposed_seconds']:>12.1f}"
         )
     lines.append(
-        f"  {'all':<16}{'':<46}{plan['communication_bytes_per_chip'] / GB:>9.3f}{'':>8}"
+        f"  {'all':<16}{'':<46}{plan['communication_bytes_per_device'] / GB:>9.3f}{'':>8}"
         f"{1e3 * plan['exposed_seconds']:>12.1f}"
     )
     return "\n".join(lines)

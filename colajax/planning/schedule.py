@@ -24,7 +24,6 @@ PARTS = (
     ("mlp", "MLP"),
     ("modulation", "modulation"),
     ("embedding", "embedding"),
-    ("examples", "random draws"),
 )
 OTHER = "other (norms, residuals, copies)"
 
@@ -65,7 +64,7 @@ def read_schedule(text: str, mesh: Mapping[str, int]) -> Schedule:
     return Schedule(reader.cycles, reader.recomputed, reader.collectives, reader.untimed)
 
 
-def part_of(op_name: str) -> str:
+def _part_of(op_name: str) -> str:
     return next((part for scope, part in PARTS if re.search(rf"\b{scope}\b", op_name)), OTHER)
 
 
@@ -106,7 +105,7 @@ class _Reader:
         if opcode == "call":
             return self.visit(instruction.computation("to_apply"), times)
         if instruction.cycles is not None:
-            self.cycles[part_of(instruction.op_name)] += instruction.cycles * times
+            self.cycles[_part_of(instruction.op_name)] += instruction.cycles * times
             self.recomputed += instruction.cycles * times * ("rematted_computation" in instruction.op_name)
             return instruction.cycles
         target = instruction.find(r'custom_call_target="([^"]+)"')

@@ -96,6 +96,7 @@ def _tpu(name: str, tpu: TPU, slices: int) -> Topology:
             raise UserError("a plan for TPUs needs their compiler: pip install 'colajax[tpu]'") from None
         raise
     devices = tuple(found.devices)
+    name = f"{slices} slices of {name}" if slices > 1 else name
     return Topology(name, devices[0].device_kind, len(devices), _usable_hbm(devices[0]), devices, tpu)
 
 

@@ -11,6 +11,7 @@ from colajax.errors import UserError
 from colajax.train.state import TrainState
 
 FOLDER = "checkpoints"
+LATEST = 2  # checkpoints that are kept whatever their step
 
 
 def _as_tree(state: TrainState) -> dict:
@@ -34,7 +35,7 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep_every: int):
         policies = ocp.checkpoint_managers
-        kept = [policies.LatestN(2), policies.EveryNSteps(keep_every)]
+        kept = [policies.LatestN(LATEST), policies.EveryNSteps(keep_every)]
         self._manager = ocp.CheckpointManager(
             epath.Path(workdir).absolute() / FOLDER,
             options=ocp.CheckpointManagerOptions(
@@ -62,6 +63,14 @@ class Checkpoints:
         """Waits until everything that was begun is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def count_kept(steps: int, checkpoint_every: int, keep_every: int) -> int:
+    """How many checkpoints a run holds that has come to `steps`, its last: see `Checkpoints`."""
+    both = math.lcm(checkpoint_every, keep_every)
+    before = (steps - 1) // checkpoint_every  # saved before the last
+    latest = {steps, *(checkpoint_every * (before - i) for i in range(min(LATEST - 1, before)))}
+    return steps // both + sum(step % both > 0 for step in latest)
 
 
 def run_config(workdir) -> dict:

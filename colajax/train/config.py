@@ -90,6 +90,14 @@ def _override(config: ml_collections.ConfigDict, override: str) -> None:
     node[last] = value
 
 
+def changed(config: ml_collections.ConfigDict, **values) -> ml_collections.ConfigDict:
+    """A copy of a configuration with other values; of `mesh`, the axes that change."""
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        copy.update(values)
+    return copy
+
+
 def flatten(tree: dict, prefix: str = "") -> dict:
     """{"a.b": value} of a nested dict."""
     flat = {}

@@ -21,7 +21,7 @@ from colajax.parallel.processes import is_first
 from colajax.train.checkpoint import Checkpoints, latest_step, read_params, run_config
 from colajax.train.config import keep_config
 from colajax.train.metrics import MetricsWriter, Speed, progress_line
-from colajax.train.optimizer import make_optimizer
+from colajax.train.optimizer import optimizer_of
 from colajax.train.state import abstract_state, fresh_state
 from colajax.train.step import make_evaluation, make_train_step
 
@@ -49,8 +49,7 @@ def train(config, make_stage, workdir) -> int:
             f"config.vae.vocab_size is {stage.vocab_size}: the tokenizer of {config.records} has "
             f"{tokenizer.vocab_size} tokens; set it to at least that"
         )
-    shapes = jax.eval_shape(stage.init, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, shapes, config.total_steps)
+    optimizer = optimizer_of(config, stage)
     check_batch(mesh, config.batch_size, config.accumulation_steps)
     like = abstract_state(stage, optimizer, mesh)
     workdir = epath.Path(workdir)

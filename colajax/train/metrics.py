@@ -17,12 +17,15 @@ PEAK_FLOPS = (
 )  # fmt: skip
 
 
+def peak_of(device_kind: str) -> float | None:
+    """FLOP/s of one device, as JAX calls its kind; None for one that is not in the table."""
+    return next((flops for kind, flops in PEAK_FLOPS if kind in device_kind), None)
+
+
 def peak_flops() -> float:
     """FLOP/s of all devices together. For a device that is not in the table: what a float32 matrix product reaches."""
-    device = jax.devices()[0]
-    for kind, flops in PEAK_FLOPS:
-        if kind in device.device_kind:
-            return flops * jax.device_count()
+    if peak := peak_of(jax.devices()[0].device_kind):
+        return peak * jax.device_count()
     size = 1024
     product = jax.jit(lambda a: a @ a)
     a = product(jnp.ones((size, size), jnp.float32)).block_until_ready()

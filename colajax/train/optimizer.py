@@ -71,6 +71,11 @@ class Optimizer(NamedTuple):
         return params, opt_state, reports
 
 
+def optimizer_of(config, stage) -> Optimizer:
+    """The optimizer that a configuration gives to the parameters of its stage."""
+    return make_optimizer(config.optimizer, jax.eval_shape(stage.init, jax.random.key(0)), config.total_steps)
+
+
 def make_optimizer(config, shapes: dict, total_steps: int) -> Optimizer:
     """From config.optimizer and the shapes of {group: tree}. Each group is clipped by its own norm: the VAE's gradients
     (reconstruction, reference KL) are many times the prior's, and would shrink its updates."""
