@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -19,16 +18,16 @@ MESHES = [f"{d},{f},{8 // (d * f)}" for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) 
 CLUSTERS = [(2, 4, "1,1,8"), (4, 2, "2,2,2")]
 
 
-def run_worker(task: str, argument: str, names: list[str], *, processes: int = 1, devices: int = 8) -> dict:
-    """The first process' results, {mesh: result}."""
+def run_worker(jobs: list[tuple], *, processes: int = 1, devices: int = 8) -> list:
+    """The results of jobs (see mesh_worker.py), as the first process has them."""
+    folder = Path(tempfile.mkdtemp())
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)} if processes > 1 else {}
-    out = os.path.join(tempfile.mkdtemp(), "results.json")
     workers = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), out, task, argument, *names], cwd=ROOT, text=True,
+            [sys.executable, str(WORKER), str(folder / "results.json"), json.dumps(jobs)], cwd=ROOT, text=True,
             env=environment(devices, **cluster, **({"JAX_PROCESS_ID": str(i)} if cluster else {})),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
@@ -36,13 +35,14 @@ def run_worker(task: str, argument: str, names: list[str], *, processes: int = 1
     ]  # fmt: skip
     outputs = [worker.communicate() for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * processes, outputs
-    return json.loads(Path(out).read_text())
+    return json.loads((folder / "results.json").read_text())
 
 
 @functools.cache
-def results(task: str, argument: str) -> dict:
-    """Of one device and of every factorisation of eight, in one process."""
-    return run_worker(task, argument, ["one", *MESHES])
+def results(task: str, *arguments) -> dict:
+    """{mesh: result} of one device and of every factorisation of eight, in one process."""
+    meshes = ["one", *MESHES]
+    return dict(zip(meshes, run_worker([(task, mesh, *arguments) for mesh in meshes]), strict=True))
 
 
 def assert_same_gradients(found: dict, expected: dict):
@@ -60,25 +60,31 @@ def test_every_factorisation_gives_the_loss_and_the_gradients_of_one_device(stag
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_factorisation_writes_the_same_text(mesh):
-    text = results("text", "")
+    text = results("text")
     assert {len(tokens) for tokens in text["one"]} == {10}
     assert text[mesh] == text["one"]
 
 
 @pytest.mark.parametrize(("processes", "devices", "mesh"), CLUSTERS)
 def test_processes_give_the_same_numbers_and_the_same_text(processes, devices, mesh):
-    for stage in ("vae", "joint"):
-        found = run_worker("gradients", stage, [mesh], processes=processes, devices=devices)
-        assert_same_gradients(found[mesh], results("gradients", stage)["one"])
-    assert run_worker("text", "", [mesh], processes=processes, devices=devices)[mesh] == results("text", "")["one"]
+    jobs = [("gradients", mesh, "vae"), ("gradients", mesh, "joint"), ("text", mesh)]
+    *gradients, text = run_worker(jobs, processes=processes, devices=devices)
+    for stage, found in zip(("vae", "joint"), gradients, strict=True):
+        assert_same_gradients(found, results("gradients", stage)["one"])
+    assert text == results("text")["one"]
 
 
 def test_what_the_loss_reads_hangs_on_seed_step_and_sample_alone(records):
     """Rows, noise, times and masks of 50 updates, by digest: 1, 2, 4, 8 devices; 1, 2, 4 processes; 1, 2, 4 parts."""
-    run = functools.partial(run_worker, "hashes", str(records))
-    alone = run(["one/1", "one/2", "one/4", "one/1/1"], devices=1)
-    another_seed = alone.pop("one/1/1")
-    found = [alone, run(["2,1,1/2"], devices=2), run(["1,4,1/4"], devices=4), run(["2,2,2/1", "8,1,1/2"], devices=8)]
-    found += [run(["2,1,1/1", "2,1,1/4"], processes=2, devices=1), run(["2,2,1/1"], processes=4, devices=1)]
-    assert {digest for result in found for digest in result.values()} == {alone["one/1"]}
-    assert another_seed != alone["one/1"]
+
+    def digests(*runs: tuple[str, int], seed=66, **where) -> list[str]:
+        return run_worker([("hashes", mesh, str(records), parts, seed) for mesh, parts in runs], **where)
+
+    alone = digests(("one", 1), ("one", 2), ("one", 4), devices=1)
+    found = digests(("2,1,1", 2), devices=2) + digests(("1,4,1", 4), devices=4)
+    found += digests(("2,2,2", 1), ("8,1,1", 2), devices=8)
+    found += digests(("2,1,1", 1), ("2,1,1", 4), processes=2, devices=1)
+    found += digests(("2,2,1", 1), processes=4, devices=1)
+    assert len(alone + found) == 10
+    assert set(alone + found) == {alone[0]}
+    assert digests(("one", 1), seed=67, devices=1) != alone[:1]

@@ -1,7 +1,8 @@
-"""What mesh_test.py runs in processes of their own: python tests/mesh_worker.py OUT TASK ARGUMENT MESH [MESH ...]
+"""What mesh_test.py runs in processes of their own: python tests/mesh_worker.py OUT JOBS
 
-Every process of a group is started alike (see colajax/parallel/processes.py); the first one writes OUT, a JSON
-object {mesh: result}. A mesh is "data,fsdp,tensor"; "one" is the first device alone.
+JOBS is a JSON list of [task, mesh, argument ...]; a mesh is "data,fsdp,tensor", or "one", the first device alone. Every
+process of a group is started alike (see colajax/parallel/processes.py); the first one writes OUT, a JSON list of
+results.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ def whole(tree):
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
 
 
-def gradients(stage_name: str, mesh) -> dict:
+def gradients(mesh, stage_name: str) -> dict:
     """{"loss": number, "gradients": flattened, a list}"""
     # 43 words divide over nothing, and 4 masked views not over 8 devices.
     stage, config = tiny_runs.make_stage(stage_name, "vae.vocab_size=43")
@@ -69,7 +70,7 @@ def gradients(stage_name: str, mesh) -> dict:
     return {"loss": float(means["loss"]), "gradients": np.asarray(flat, np.float64).tolist()}
 
 
-def text(_, mesh) -> list:
+def text(mesh) -> list:
     """Tokens drawn after prompts of several lengths, in a batch that divides over nothing."""
     params = [tiny_models.random_params(kind, config, 7)
               for kind, config in ((layout.VAE, tiny_models.VAE), (layout.DIT, tiny_models.DIT))]  # fmt: skip
@@ -100,12 +101,11 @@ class Probe(JointStage):
         return total
 
 
-def hashes(records: str, mesh, parts: int, more_seed: int = 0) -> str:
+def hashes(mesh, records: str, parts: int, seed: int) -> str:
     """A digest of everything that the loss of STEPS updates reads: rows, noise, times, masks."""
     config = tiny_runs.tiny_config(
-        "joint", "batch_size=16", "objective.mask_every=2", "objective.prompt_probability=.5",
-        f"seed={66 + more_seed}",
-    )  # fmt: skip
+        "joint", "batch_size=16", "objective.mask_every=2", "objective.prompt_probability=.5", f"seed={seed}"
+    )
     stage = Probe(config, 0)
     stage.weights = {"zero": 1.0}
     params = jax.device_put(jax.tree.map(np.asarray, stage.init(jax.random.key(0))), replicated(mesh))
@@ -130,12 +130,9 @@ TASKS = {"gradients": gradients, "text": text, "hashes": hashes}
 
 
 def main() -> None:
-    out, task, argument, *names = sys.argv[1:]
+    out, jobs = sys.argv[1:]
     join()
-    results = {}
-    for name in names:
-        mesh, *more = name.split("/")
-        results[name] = TASKS[task](argument, mesh_of(mesh), *map(int, more))
+    results = [TASKS[task](mesh_of(mesh), *arguments) for task, mesh, *arguments in json.loads(jobs)]
     if is_first():
         Path(out).write_text(json.dumps(results))
 

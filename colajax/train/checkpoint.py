@@ -19,6 +19,7 @@ def _as_tree(state: TrainState) -> dict:
 
 
 SMALL_LAYER = 4 * 2**20  # bytes; smaller ones are stored together, as small files are slow
+SMALL_SLICE = 2**20  # bytes; devices that hold the same array share the writing, unless a share would be smaller
 
 
 def _layer_by_layer(path, array: jax.Array) -> ocp.SaveArgs:
@@ -34,10 +35,14 @@ class Checkpoints:
     """The checkpoints under a workdir. A step is saved whole or not at all: Orbax marks what is complete."""
 
     def __init__(self, workdir, *, keep_every: int):
+        # Each share of another shape is a small program to compile, at the first save.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALL_SLICE)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(LATEST), policies.EveryNSteps(keep_every)]
         self._manager = ocp.CheckpointManager(
             epath.Path(workdir).absolute() / FOLDER,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry)},
             options=ocp.CheckpointManagerOptions(
                 # The loop decides when to save (intervals, the last step, a stop signal).
                 save_decision_policy=policies.FixedIntervalPolicy(1),
