@@ -84,6 +84,22 @@ def test_verify_sees_a_changed_tensor_and_another_run(exported, tmp_path):
         verify(other, hf)
 
 
+def test_rounding_that_a_run_magnifies_is_allowed_and_another_sampler_is_not(exported, tmp_path):
+    """Sharp attention makes a flow that turns on its last digits."""
+    run, hf = tmp_path / "run", tmp_path / "hf"
+    shutil.copytree(exported["released_shape"][0], run)
+    scale = open_arrays(run, write=True)[1]["dit"]["blocks"]["q_norm"]["scale"]
+    scale[...] = 30 * np.asarray(scale)
+    export(run, hf, run_tokenizer(run), SETTINGS, check=lambda folder: verify(run, folder, tolerance=2e-4))
+    certificate = json.loads((hf / CERTIFICATE).read_text())
+    found, explained = certificate["differences"]["generation: logits"], certificate["rounding"]["generation: logits"]
+    assert 2e-4 < found < explained <= 1e-2
+    code = hf / "generation_cola.py"
+    code.write_text(code.read_text().replace("z - v / steps", "z - 0.9 * v / steps"))
+    with pytest.raises(UserError, match="generation: logits"):
+        verify(run, hf, tolerance=2e-4)
+
+
 def test_an_export_in_shards_is_loaded_by_both(exported, tmp_path, monkeypatch):
     run, whole = exported["patch2"]
     monkeypatch.setattr(layout.save, "__kwdefaults__", {**layout.save.__kwdefaults__, "shard_bytes": 40_000})
