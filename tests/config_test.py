@@ -183,6 +183,14 @@ def test_records_that_are_none(tmp_path):
     assert "not a records folder" in message
 
 
+def test_a_workdir_that_is_a_file(records, tmp_path):
+    (tmp_path / "run").write_text("kept")
+    workdir = tmp_path / "run"
+    workdir.write_text("kept")
+    assert f"{workdir}: a file" in error_of_training(tiny_config("vae", f"records={records}"), workdir)
+    assert workdir.read_text() == "kept"
+
+
 def test_a_run_goes_on_with_its_configuration_alone(records, digest, tmp_path):
     config = tiny_config("vae", f"records={records}", "objective.beta=0.25", "seed=66")
     workdir = leave_run(tmp_path / "run", config, digest)

@@ -116,6 +116,8 @@ def test_rows_that_miss_are_errors_that_name_it(key):
         ((("vae/hed/.*", 0.1), (".*", 1.0)), "'vae/hed/.*'"),
         ((("vae/.*", 0.1),), "dit/head/bias"),
         ((("head", 0.1), (".*", 1.0)), "'head'"),  # a part of a path is no match
+        (((".*", "0.1"),), "'0.1'"),
+        (((".*",),), "('.*',)"),
     ):
         with pytest.raises(UserError) as error:
             make_optimizer(config(**{key: rows}), PARAMS, TOTAL)

@@ -53,6 +53,8 @@ def train(config, make_stage, workdir) -> int:
     check_batch(mesh, config.batch_size, config.accumulation_steps)
     like = abstract_state(stage, optimizer, mesh)
     workdir = epath.Path(workdir)
+    if workdir.is_file():
+        raise UserError(f"{workdir}: a file; expected a folder, which may not be there yet")
     start = latest_step(workdir)
     if start is None:
         _check_start(stage, tokenizer.digest)

@@ -17,8 +17,9 @@ def by_path(rows, tree, what: str):
     """
     for row in rows:
         try:
-            pattern, _ = row
+            pattern, value = row
             re.compile(pattern)
+            value + 0.0
         except (TypeError, ValueError, re.error):
             raise UserError(f"{what}: {row!r}: expected rows of (regular expression, number)") from None
     unused = {pattern for pattern, _ in rows}
