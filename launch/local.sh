@@ -49,7 +49,7 @@ set +m
 
 status=0 passed_on=0
 while [ ${#running[@]} -gt 0 ]; do
-    sleep 0.2
+    sleep 0.2 || true # Ctrl-C ends the sleep too
     while [ "$passed_on" -lt ${#signals[@]} ]; do
         signal_all "${signals[passed_on]}"
         passed_on=$((passed_on + 1))

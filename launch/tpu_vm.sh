@@ -66,9 +66,13 @@ up() {
 }
 
 await() {
-    local state=
+    local state='' silent=0
     until [ "$state" = ACTIVE ]; do
-        state="$(state)" || state="no answer, asking again" # it may be hours
+        if state="$(state)"; then silent=0; else
+            # It may be hours: a connection that fails for some minutes is no reason to stop.
+            silent=$((silent + 1)) state="no answer"
+            [ "$silent" -lt 10 ] || fail "$name: no answer for five minutes; \`bash launch/tpu_vm.sh await\` asks again"
+        fi
         if [ -n "$dry_run" ]; then
             echo "$state"
             return

@@ -69,12 +69,13 @@ def test_a_local_dry_run_prints_what_the_processes_get(worker):
     assert without_port(f"[{i}] {run.stdout}"[:-1] for i, run in enumerate(shown)) == without_port(out.splitlines())
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # as a scheduler does, as a terminal does
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_reaches_every_local_process_once(worker, number, status):
+def test_a_signal_reaches_every_local_process_once(worker, number, status, send):
     process = local(worker, what="wait")
     lines = [process.stdout.readline() for _ in range(6)]  # each has printed two
     assert sum("waiting" in line for line in lines) == 3
-    process.send_signal(number)
+    send(process.pid, number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == status
     stopped = sorted(line for line in out.splitlines() if "stopped" in line)

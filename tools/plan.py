@@ -43,12 +43,11 @@ def main() -> None:
     for argument in rest:
         if not argument.startswith("--config."):
             raise UserError(f"{argument}: unknown argument; see --help")
-    config = load_config(args.config, [argument.removeprefix("--config.") for argument in rest])
+    mesh = [f"mesh.{axis}={size}" for axis, size in parse_mesh(args.mesh).items()] if args.mesh else []
+    config = load_config(args.config, [*mesh, *(argument.removeprefix("--config.") for argument in rest)])
     for name in ("slices", "steps", "eflops"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)}: expected more than 0")
-    if args.mesh:
-        config.mesh.update(parse_mesh(args.mesh))
     make_stage, topology = stage_of(config), find_topology(args.topology, args.slices)
     if args.search and (args.steps or args.eflops):
         raise UserError("--search ranks by speed: --steps and --eflops go with a plan alone")

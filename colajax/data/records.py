@@ -124,7 +124,8 @@ def read_metadata(directory: epath.PathLike) -> dict:
     try:
         metadata = json.loads(file.read_text())
         version = metadata["format_version"]
-        identity(metadata), metadata["splits"]
+        if version == FORMAT_VERSION:
+            identity(metadata), metadata["splits"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error!r}); prepare the records again") from error
     if version != FORMAT_VERSION:

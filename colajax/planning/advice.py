@@ -39,8 +39,9 @@ def _remedies(config, topology: Topology) -> Iterator[tuple[str, ConfigDict]]:
     """From the cheapest: recompute, go through the batch in parts, divide the state further."""
     policies = list(REMAT_POLICIES)[list(REMAT_POLICIES).index(config.remat) :]
     parts = [config.accumulation_steps * 2**i for i in range(8)]
-    now = dict(zip(AXES, mesh_shape(config.mesh, topology.count), strict=True))["fsdp"]
-    meshes = [{}] + [{"mesh": {"data": -1, "fsdp": fsdp}} for fsdp in _above(now, topology.count)]
+    _, now, tensor = mesh_shape(config.mesh, topology.count)
+    meshes = [{}]
+    meshes += [{"mesh": {"data": -1, "fsdp": fsdp, "tensor": tensor}} for fsdp in _above(now, topology.count)]
     for mesh in meshes:
         for part in parts:
             for remat in policies:
@@ -57,6 +58,7 @@ def _words(config, candidate) -> str:
     flags = [
         f"--config.{key}={candidate[key]}" for key in ("remat", "accumulation_steps") if candidate[key] != config[key]
     ]
-    if candidate.mesh != config.mesh:
-        flags.append(f"--config.mesh.data=-1 --config.mesh.fsdp={candidate.mesh.fsdp}")
+    flags += [
+        f"--config.mesh.{axis}={candidate.mesh[axis]}" for axis in AXES if candidate.mesh[axis] != config.mesh[axis]
+    ]
     return " ".join(flags)

@@ -1,6 +1,6 @@
 """How long collectives take that the compiler gives no time for.
 
-The model. A chip sends what `Collective.sent` counts (a ring's traffic) over all links along which its group extends:
+The model. A device sends what `Collective.sent` counts (a ring's traffic) over all links along which its group extends:
 one link each way for every dimension of the torus in which the group's chips differ, both ways where the ends of that
 dimension are connected and the group fills it, half of that otherwise. Between slices every byte goes over the network
 once. Latency, contention between collectives under way at the same time, and routing of permutations over more than one
@@ -20,7 +20,7 @@ def seconds(collective: Collective, devices: Sequence, tpu: TPU) -> float:
         return collective.sent * tpu.devices_per_chip / tpu.network
     group = [devices[i] for i in collective.groups[0]]
     if collective.kind == "collective-permute":
-        return collective.sent / tpu.link
+        return collective.sent * tpu.devices_per_chip / tpu.link
     # Devices of one chip that are not of one group share its links.
     chips = len({tuple(device.coords) for device in group})
     sharing = tpu.devices_per_chip * chips / len(group)

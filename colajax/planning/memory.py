@@ -14,8 +14,6 @@ from colajax.train.config import changed
 from colajax.train.state import TrainState
 from colajax.train.step import loss_and_means
 
-_ROWS = 64  # of the batch by which an activation is measured: enough for every period of `objective.mask_every`
-
 
 def _shard_bytes(tree) -> int:
     """Of a tree of ShapeDtypeStructs with shardings, on one device."""
@@ -42,7 +40,9 @@ def activation_bytes(config, make_stage: Callable, state: TrainState, mesh: Mapp
     What is kept is exact for the program as it is written, with its remat policy; the compiler can do with less (it
     fuses some of it away) or more (temporaries of the largest layer), and the tensor axis is taken to divide none of
     it."""
-    alone = changed(config, accumulation_steps=1, mesh=ONE_DEVICE, batch_size=_ROWS)
+    # What a row costs does not hang on the batch that it is measured in.
+    batch_size = 8 * max(1, config.objective.mask_every)
+    alone = changed(config, accumulation_steps=1, mesh=ONE_DEVICE, batch_size=batch_size)
     rows = config.batch_size / (batch_shares(mesh) * config.accumulation_steps)
     gradients = _shard_bytes(state.params) * (1 if config.accumulation_steps == 1 else 2)
     return math.ceil(rows) * _kept_per_row(FrozenConfigDict(alone), make_stage) + gradients
@@ -69,4 +69,4 @@ def _kept_per_row(config: FrozenConfigDict, make_stage: Callable) -> int:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(found))
 
     stage_shapes = jax.eval_shape(lambda key: stage.begin(stage.init(key), None), jax.random.key(0))
-    return (kept(2 * _ROWS) - kept(_ROWS)) // _ROWS
+    return (kept(2 * config.batch_size) - kept(config.batch_size)) // config.batch_size

@@ -4,7 +4,8 @@ Time on a TPU is the compiler's schedule at the assumed clock, plus what the mod
 adds to it. Nothing has run: schedules are pessimistic where memory is the bound, know nothing of kernels written by
 hand, of input, logging, evaluation, saving or failures, and take every chip to be as fast as the others. Where there is
 no compiler, memory is that of `memory.activation_bytes`, and time follows from an assumed share of the peak. Of a stage
-that trains its groups in turns (`objective.interval`) the step is planned that trains all of them.
+that trains its groups in turns (`objective.interval`) the first step is planned, which trains all of them (unless
+`interval_joint` is 0).
 """
 
 import math

@@ -1,8 +1,8 @@
-"""What the compiler's schedule says of one step: compute cycles by part, and every exchange between chips.
+"""What the compiler's schedule says of one step: compute cycles by part, and every exchange between devices.
 
 The compiler estimates the cycles of each instruction that computes. An instruction counts as often as the loops around
-it run. Collectives have no estimate: what is read off is how many bytes a chip sends, along which axes of the mesh, and
-how many cycles of compute are scheduled between a collective's start and its end.
+it run. Collectives have no estimate: what is read off is how many bytes a device sends, along which axes of the mesh,
+and how many cycles of compute are scheduled between a collective's start and its end.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Collective(NamedTuple):
     kind: str
     axes: tuple[str, ...]  # of the mesh, along which the devices of a group differ; NETWORK between slices
     groups: list[list[int]]  # of positions in the mesh's flat list of devices; none between slices
-    sent: float  # bytes that a chip sends at one execution: on a ring; between slices, what it hands to the network
+    sent: float  # bytes that a device sends at one execution: on a ring; between slices, what it hands to the network
     times: int
     asynchronous: bool
     hidden_cycles: int  # of compute scheduled between start and end, at one execution

@@ -85,7 +85,7 @@ def _parts(config) -> Iterator[ConfigDict]:
 
 
 def _batch(config) -> Iterator[ConfigDict]:
-    for batch_size in (config.batch_size // 2, config.batch_size * 2):
+    for batch_size in (max(1, config.batch_size // 2), config.batch_size * 2):
         yield changed(config, batch_size=batch_size)
 
 
