@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import tiny_runs
-from tiny_runs import ROOT, STOPPED, compiled_once, environment, read_metrics
+from tiny_runs import ROOT, STOPPED, environment, read_metrics
 
 STEPS = 50
 
@@ -24,8 +24,7 @@ def start(folder, workdir, records, devices: int, mesh: str, *, stop: int | None
     return subprocess.Popen(
         [sys.executable, *begin, "--config", tiny_runs.spec("joint"), "--workdir", str(workdir),
          *[f"--config.{override}" for override in overrides]],
-        cwd=ROOT, env=environment(devices, **compiled_once(folder / "compiled"), **more),
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=ROOT, env=environment(devices, **more), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 

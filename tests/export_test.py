@@ -86,7 +86,7 @@ def test_verify_sees_a_changed_tensor_and_another_run(exported, tmp_path):
 
 def test_rounding_that_a_run_magnifies_is_allowed_and_another_sampler_is_not(exported, tmp_path):
     """Sharp attention makes a flow that turns on its last digits."""
-    run, hf = tmp_path / "run", tmp_path / "hf"
+    run, hf = tmp_path / "run", tmp_path / "magnifying"
     shutil.copytree(exported["released_shape"][0], run)
     scale = open_arrays(run, write=True)[1]["dit"]["blocks"]["q_norm"]["scale"]
     scale[...] = 30 * np.asarray(scale)
