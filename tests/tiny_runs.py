@@ -76,13 +76,11 @@ def compiled_once(folder) -> dict[str, str]:
     return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
-def train_alone(stage: str, workdir, records, **more: str) -> list[dict]:
-    """The metrics of a whole training in a process of its own, on one device; more: of its environment."""
+def train_alone(stage: str, workdir, records) -> list[dict]:
+    """The metrics of a whole training in a process of its own, on one device."""
     given = [f"--config.{override}" for override in (*overrides(stage), f"records={records}")]
     command = [sys.executable, "-m", "colajax.train", "--config", spec(stage), "--workdir", str(workdir), *given]
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment(1, **more), capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return read_metrics(workdir)
 

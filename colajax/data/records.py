@@ -124,7 +124,7 @@ def read_metadata(directory: epath.PathLike) -> dict:
     try:
         metadata = json.loads(file.read_text())
         version = metadata["format_version"]
-        if version == FORMAT_VERSION:
+        if version == FORMAT_VERSION:  # then what every reader needs is there
             identity(metadata), metadata["splits"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error!r}); prepare the records again") from error

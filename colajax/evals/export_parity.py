@@ -69,7 +69,7 @@ def verify(workdir, hf: pathlib.Path, *, tolerance: float = TOLERANCE) -> list[D
     write_whole(hf / CERTIFICATE, json.dumps(certificate, indent=2) + "\n")
     width = max(len(row.what) for row in table)
     for row in table:
-        explained = f"  (of {row.rounding:.3g} by rounding)" if row.largest > tolerance and row.rounding else ""
+        explained = f"  (rounding explains {row.rounding:.3g})" if row.largest > tolerance and row.rounding else ""
         print(f"{row.what:<{width}}  {row.largest:.3g}{explained}", flush=True)
     if failed:
         raise UserError(f"{hf}: differs from {workdir} by more than {tolerance:g} in {', '.join(failed)}")

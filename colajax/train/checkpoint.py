@@ -12,14 +12,12 @@ from colajax.train.state import TrainState
 
 FOLDER = "checkpoints"
 LATEST = 2  # checkpoints that are kept whatever their step
+SMALL_LAYER = 4 * 2**20  # bytes; smaller ones are stored together, as small files are slow
+SMALL_SLICE = 2**20  # bytes; devices that hold the same array share the writing, unless a share would be smaller
 
 
 def _as_tree(state: TrainState) -> dict:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "frozen": state.frozen}
-
-
-SMALL_LAYER = 4 * 2**20  # bytes; smaller ones are stored together, as small files are slow
-SMALL_SLICE = 2**20  # bytes; devices that hold the same array share the writing, unless a share would be smaller
 
 
 def _layer_by_layer(path, array: jax.Array) -> ocp.SaveArgs:

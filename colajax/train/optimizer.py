@@ -19,7 +19,7 @@ def by_path(rows, tree, what: str):
         try:
             pattern, value = row
             re.compile(pattern)
-            value + 0.0
+            value + 0.0  # no number raises TypeError
         except (TypeError, ValueError, re.error):
             raise UserError(f"{what}: {row!r}: expected rows of (regular expression, number)") from None
     unused = {pattern for pattern, _ in rows}
