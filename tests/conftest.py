@@ -9,9 +9,10 @@ import slurm_cluster
 import tiny_runs
 from launching import make_desk
 
+from colajax.data.jsonl import write_jsonl
 from colajax.data.prepare import prepare
-from colajax.data.stories import stories, write_corpus
 from colajax.data.tokenizer import train_sentencepiece
+from colajax.stories.grammar import stories
 
 # Of all that may be installed here, the tests run on the CPU; for a GPU, say JAX_PLATFORMS=cuda.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -38,7 +39,7 @@ def pytest_terminal_summary(terminalreporter):
 def records(tmp_path_factory):
     """Stories as rows of tiny_runs.SEQUENCE_LENGTH tokens."""
     folder = tmp_path_factory.mktemp("stories")
-    write_corpus(folder / "stories.jsonl", 200, seed=3)
+    write_jsonl(folder / "stories.jsonl", stories(3, 200))
     tokenizer = train_sentencepiece(stories(3, 200), folder / "tokenizer.model", 500)
     out = folder / "records"
     prepare([folder / "stories.jsonl"], tokenizer.path, out, tiny_runs.SEQUENCE_LENGTH, validation_fraction=0.2)

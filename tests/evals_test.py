@@ -8,12 +8,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from colajax.data.jsonl import write_jsonl
 from colajax.data.prepare import prepare
 from colajax.data.records import Records
-from colajax.data.stories import stories, tokens_of, write_corpus
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.evals import continuation as cont
 from colajax.sampling.settings import SamplingSettings
+from colajax.stories.grammar import stories, tokens_of
 
 PAD, EOS, VOCABULARY = 0, 1, 7
 
@@ -117,7 +118,7 @@ def test_first_token_accuracy_is_the_share_of_right_first_tokens():
 def whole_stories(tmp_path_factory):
     """(tokenizer, prefixes of whole stories with at least 8 tokens, cut before their last third)"""
     folder = tmp_path_factory.mktemp("whole")
-    write_corpus(folder / "stories.jsonl", 60, seed=5)
+    write_jsonl(folder / "stories.jsonl", stories(5, 60))
     tokenizer = train_sentencepiece(stories(5, 60), folder / "t.model", 480)
     prepare([folder / "stories.jsonl"], tokenizer.path, folder / "records", 160, validation_fraction=0.5)
     prefixes = cont.held_out_prefixes(Records.open(folder / "records", "validation"), 12, shortest=30, rest=20)

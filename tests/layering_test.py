@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "colajax"
 LAYERS = (
-    ("data", "models", "objectives", "parallel"),
+    ("data", "stories", "models", "objectives", "parallel"),
     ("stages", "train"),
     ("sampling", "hf"),
     ("evals", "planning", "serve"),

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colajax.data.jsonl import write_jsonl
-from colajax.data.stories import KINDS, ROLES, WORDS, WORLD, World, generate_story, stories, write_corpus
-from colajax.data.story_checker import KEPT, check_story, keeps_prefix
 from colajax.errors import UserError
+from colajax.stories.checker import KEPT, check_story, keeps_prefix
+from colajax.stories.grammar import KINDS, ROLES, WORDS, WORLD, World, generate_story, stories
 
 WOMEN = {"Anna", "Lucy"}
 FEW = {
@@ -245,9 +245,9 @@ def test_keeps_prefix_means_that_a_story_with_the_prefix_has_the_words(first, se
     assert keeps_prefix(prefix, f"{prefix} {joined(rest)}", SMALL) == expected
 
 
-def test_write_corpus_writes_a_story_a_line(tmp_path):
+def test_a_corpus_is_a_story_a_line(tmp_path):
     path = tmp_path / "new" / "stories.jsonl"
-    write_corpus(path, 20, seed=5)
+    write_jsonl(path, stories(5, 20))
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [{"text": story} for story in stories(5, 20)]
     assert list(path.parent.iterdir()) == [path]

@@ -10,10 +10,10 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
-from colajax.data.stories import stories
 from colajax.data.tokenizer import load_tokenizer
 from colajax.errors import UserError
 from colajax.hf import tokenizer_json
+from colajax.stories.grammar import stories
 
 WORDS = st.sampled_from(
     [" ", "  ", "\n", "\t", "the", " the", "Anna", "and", "\u2581", "é", "e\u0301", "東", "🙂", ".", "</s>"]

@@ -12,12 +12,12 @@ import json
 from etils import epath
 
 from colajax.data.records import Records, check_tokenizer
-from colajax.data.story_checker import check_story
 from colajax.errors import UserError, run_main
 from colajax.evals import continuation as cont
 from colajax.files import write_whole
 from colajax.sampling.load import load_run
 from colajax.sampling.settings import SamplingSettings
+from colajax.stories.checker import check_story
 
 # Rows of the table: what the run's last evaluation calls it, and what a reader should.
 FROM_TRAINING = (

@@ -14,8 +14,8 @@ from etils import epath
 
 from colajax.data.docstrings import gather_docstrings
 from colajax.data.jsonl import write_jsonl
-from colajax.data.stories import write_corpus
 from colajax.errors import UserError, run_main
+from colajax.stories.grammar import stories
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         count = 60_000 if args.count is None else args.count
         if count < 1:
             raise UserError(f"--count {count}: expected at least 1 story; give a positive number")
-        write_corpus(args.out, count, args.seed or 0)
+        write_jsonl(args.out, stories(args.seed or 0, count))
     elif args.count is not None or args.seed is not None:
         raise UserError("--count and --seed are for --kind stories: docstrings are what is installed; leave them out")
     else:

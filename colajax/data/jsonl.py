@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.files import whole
 
 
 def write_jsonl(path: epath.PathLike, texts: Iterable[str]) -> None:
@@ -13,16 +14,9 @@ def write_jsonl(path: epath.PathLike, texts: Iterable[str]) -> None:
 
     Raises UserError when the file cannot be written; whatever is raised, `path` is as it was.
     """
-    path = epath.Path(path)
-    unfinished = path.parent / f".{path.name}.unfinished"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("w") as lines:
-                for text in texts:
-                    lines.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with whole(path) as unfinished, unfinished.open("w") as lines:
+            for text in texts:
+                lines.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); give a path that you may write") from error

@@ -6,7 +6,6 @@ The result depends on the text and the settings alone, not on the number of work
 import hashlib
 import json
 import multiprocessing
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from colajax.data.records import FORMAT_VERSION, SPLITS, Records, ShardWriter, i
 from colajax.data.text import Document, find_files, read_documents
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.errors import UserError
+from colajax.files import whole
 
 WINDOW_TOKENS = 2**24  # packed together; 64 MiB a split
 BATCH_CHARACTERS = 2**18  # of a worker's task
@@ -53,8 +53,8 @@ def prepare(
     A section of a document goes to validation when a hash of (seed, document index, section index), read as a number in
     [0, 1), is below `validation_fraction`; neighbouring sections of one split stay together as one packed document.
 
-    It is written to `out`.tmp-<pid> on the same file system, removed on failure, and renamed when complete. If `out` is
-    already there, complete, and was made from the same text with the same settings, nothing is done.
+    The folder is there whole or not at all. If it is already there, made from the same text with the same settings,
+    nothing is done.
 
     Args:
         inputs: what `read_documents` takes.
@@ -90,19 +90,15 @@ def prepare(
     }
     if out.exists():
         return _existing(out, metadata)
-    unfinished = out.parent / f"{out.name}.tmp-{os.getpid()}"
     try:
-        unfinished.mkdir(parents=True)
-        documents = read_documents(inputs, text_field)
-        metadata["splits"] = _write_splits(documents, tokenizer, unfinished, metadata, workers)
-        tokenizer.path.copy(unfinished / metadata["tokenizer"]["file"])
-        (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
-        unfinished.rename(out)
+        with whole(out, last="metadata.json") as unfinished:
+            unfinished.mkdir()
+            documents = read_documents(inputs, text_field)
+            metadata["splits"] = _write_splits(documents, tokenizer, unfinished, metadata, workers)
+            tokenizer.path.copy(unfinished / metadata["tokenizer"]["file"])
+            (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error}); name another --out") from error
-    finally:
-        if unfinished.exists():
-            unfinished.rmtree()
     return metadata
 
 

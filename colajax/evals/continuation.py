@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from colajax.data.records import Records
-from colajax.data.story_checker import check_story, keeps_prefix
 from colajax.data.tokenizer import Tokenizer
 from colajax.sampling.cola import Sampler
 from colajax.sampling.settings import SamplingSettings
+from colajax.stories.checker import check_story, keeps_prefix
 
 
 class Prefix(NamedTuple):

@@ -2,13 +2,13 @@
 
 import datetime
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable
 
 from colajax.data.tokenizer import SentencePieceTokenizer, Tokenizer, pad_id_of
 from colajax.errors import UserError
+from colajax.files import whole
 from colajax.hf import layout
 from colajax.hf.model_card import model_card
 from colajax.hf.tokenizer_json import tokenizer_config, tokenizer_json
@@ -48,10 +48,8 @@ def export(
     config = run_config(workdir)
     step, params = open_arrays(workdir, step)
     written_tokenizer = tokenizer_json(tokenizer)
-    _remove_abandoned(out)
-    partial = out.parent / f"{out.name}.tmp-{os.getpid()}"
-    partial.mkdir(parents=True)
-    try:
+    with whole(out, last=MANIFEST) as partial:
+        partial.mkdir()
         digests = _write_models(partial, workdir, config, params, dtype)
         (partial / "tokenizer.json").write_text(written_tokenizer)
         _write_json(partial / "tokenizer_config.json", tokenizer_config(tokenizer, written_tokenizer))
@@ -66,9 +64,6 @@ def export(
         _write_json(partial / MANIFEST, manifest)
         if check is not None:
             check(partial)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return step
 
 
@@ -112,21 +107,3 @@ def _write_whole(partial: pathlib.Path, config: dict, tokenizer: Tokenizer, sett
 
 def _write_json(path: pathlib.Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _remove_abandoned(out: pathlib.Path) -> None:
-    """Removes what exports to `out` left that were killed: their process is no more."""
-    for path in out.parent.glob(f"{out.name}.tmp-*"):
-        number = path.name.rpartition("-")[2]
-        if number.isdigit() and not _runs(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -12,6 +10,7 @@ from ml_collections import ConfigDict
 
 from colajax.data.tokenizer import Tokenizer, load_tokenizer, pad_id_of
 from colajax.errors import UserError
+from colajax.files import whole
 from colajax.hf import layout, names
 from colajax.hf.export import IMPORTED
 from colajax.stages import stage_of
@@ -74,17 +73,13 @@ def make_run(
         raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the VAE's vocabulary has only {vocabulary}")
     stage = stage_of(config)(config, pad_id_of(tokenizer, vocabulary))
     shapes = state_shapes(stage, optimizer_of(config, stage))
-    partial = workdir.parent / f"{workdir.name}.tmp-{os.getpid()}"
-    partial.mkdir(parents=True)
-    try:
+    with whole(workdir, last="config.json") as partial:
+        partial.mkdir()
         create_zeros(partial, dataclasses.replace(shapes, step=step))
         write(partial)
         (partial / f"tokenizer{tokenizer.path.suffix}").write_bytes(tokenizer.path.read_bytes())
         facts = {"tokenizer": tokenizer.digest}
         (partial / "config.json").write_text(json.dumps({**config.to_dict(), "facts": facts}, indent=2) + "\n")
-        partial.rename(workdir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_group(

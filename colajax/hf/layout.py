@@ -200,7 +200,7 @@ def save(
     kind: Kind, config, params: dict, folder, *, dtype="float32", found: dict | None = None, tables: dict | None = None,
     auto_map: dict | None = None, shard_bytes: int = shards.SHARD_BYTES,
 ) -> dict[str, str]:  # fmt: skip
-    """Writes config.json and the weights into the local `folder`, which must not exist; it appears when complete.
+    """Writes config.json and the weights into the local `folder`, which must not exist.
 
     params: our tree, of anything that numpy reads (TensorStore arrays are read one layer at a time). `found` and
     `tables`: `json` and `tables` of the model it was read from, if any. Returns the sha256 of each tensor.
@@ -208,11 +208,8 @@ def save(
     folder = pathlib.Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists; remove it or name another folder")
-    partial = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
-    partial.mkdir(parents=True)
+    folder.mkdir(parents=True)
     written = config_json(kind, config, dtype, found) | ({"auto_map": auto_map} if auto_map else {})
-    (partial / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
     arrays = tensors(kind, config, params, tables)
-    digests = shards.write(partial, specs(kind, config, dtype), arrays, shard_bytes)
-    partial.rename(folder)
-    return digests
+    return shards.write(folder, specs(kind, config, dtype), arrays, shard_bytes)

@@ -1,4 +1,4 @@
-"""Reads a story with the grammar that writes it (`colajax.data.stories`): exact acceptance, what a continuation keeps.
+"""Reads a story with the grammar that writes it: exact acceptance, and what a continuation keeps.
 
 Goes token by token with every reading that is still possible: a kind of story, what is left of the wording under way,
 and the words bound to roles so far. A text is accepted when a reading is at the end of its kind when the text ends.
@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from colajax.data.stories import ROLES, WORLD, Slot, Wording, World, text_of, tokens_of
+from colajax.stories.grammar import ROLES, WORLD, Slot, Wording, World, text_of, tokens_of
 
 # The classes whose words a continuation must keep.
 KEPT = ("name", "place", "animal", "colour", "object")

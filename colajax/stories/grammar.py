@@ -12,7 +12,7 @@ often from far back. Of the tokens between the first sixteen and the last eight 
 .92 right, a bigram model .42.
 
 A token is a word, a full stop or a comma. A story has 54 to 60 of them, and the world 146 distinct ones. There are
-249 million distinct stories. `colajax.data.story_checker` reads the same templates the other way.
+249 million distinct stories. `colajax.stories.checker` reads the same templates the other way.
 """
 
 import random
@@ -20,8 +20,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-
-from colajax.data.jsonl import write_jsonl
 
 SHE = {"he": "she", "He": "She", "his": "her", "him": "her"}
 HE = {"he": "he", "He": "He", "his": "his", "him": "him"}
@@ -239,8 +237,3 @@ def stories(seed: int, count: int) -> Iterator[str]:
         if story not in seen:
             seen.add(story)
             yield story
-
-
-def write_corpus(path: str, count: int, seed: int) -> None:
-    """Writes `stories(seed, count)` as .jsonl, one {"text": story} a line; see `write_jsonl`."""
-    write_jsonl(path, stories(seed, count))
