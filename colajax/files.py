@@ -23,7 +23,7 @@ def whole(path: epath.PathLike, *, last: str | None = None) -> Iterator[epath.Pa
     partial = path.parent / f"{path.name}.tmp-{socket.gethostname()}-{os.getpid()}"
     try:
         yield partial
-        if _in_bucket(path):
+        if in_bucket(path):
             _move_objects(partial, path, last)
         else:
             _to_disk(partial)
@@ -36,32 +36,51 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a small file: a reader meets the old content or the new. In a bucket an object is whole by itself."""
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
-    if _in_bucket(path):
+    if in_bucket(path):
         path.write_bytes(content)
         return
     with whole(path) as partial:
         partial.write_bytes(content)
 
 
-def _in_bucket(path: epath.Path) -> bool:
+def absolute(path: epath.PathLike) -> epath.Path:
+    """An address as it is; a local path with the working directory before it (`epath` puts it before both)."""
+    path = epath.Path(path)
+    return path if in_bucket(path) else path.absolute()
+
+
+def in_bucket(path: epath.PathLike) -> bool:
+    """Whether it is an address such as gs://BUCKET/NAME."""
     return "://" in os.fspath(path)
 
 
+def files_under(folder: epath.Path) -> list[epath.Path]:
+    """Every file in a folder and the folders below, in no order (`epath` walks a bucket, but forgets the gs://)."""
+    if in_bucket(folder):
+        system, name = _file_system(folder)
+        scheme = os.fspath(folder).partition("://")[0]
+        return [epath.Path(f"{scheme}://{found}") for found in system.find(name)]
+    return [parent / name for parent, _, names in folder.walk() for name in names]
+
+
+def _file_system(path: epath.Path):
+    import fsspec  # of epath's extras: there where there are addresses
+
+    return fsspec.core.url_to_fs(os.fspath(path))
+
+
 def _move_objects(partial: epath.Path, path: epath.Path, last: str | None) -> None:
-    if not partial.is_dir():
-        partial.replace(path)
-        return
-    files = [folder / name for folder, _, names in partial.walk() for name in names]
-    for file in sorted(files, key=lambda file: os.fspath(file.relative_to(partial)) == last):
-        target = path / file.relative_to(partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
+    """One request an object: `epath` makes some fifteen. What was moved is removed with the rest of `partial`."""
+    system, source = _file_system(partial)
+    target = _file_system(path)[1]
+    names = [name.removeprefix(source) for name in system.find(source)]  # "" for a file
+    for name in sorted(names, key=lambda name: name == f"/{last}"):
+        system.cp_file(source + name, target + name)
 
 
 def _to_disk(partial: epath.Path) -> None:
     """Without this a power failure may leave the name without the content."""
-    files = [partial] if partial.is_file() else [folder / name for folder, _, names in partial.walk() for name in names]
-    for file in files:
+    for file in [partial] if partial.is_file() else files_under(partial):
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
 

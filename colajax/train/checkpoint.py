@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.files import absolute
 from colajax.train.state import TrainState
 
 FOLDER = "checkpoints"
@@ -39,7 +40,7 @@ class Checkpoints:
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(LATEST), policies.EveryNSteps(keep_every)]
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir).absolute() / FOLDER,
+            absolute(workdir) / FOLDER,
             item_handlers={"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry)},
             options=ocp.CheckpointManagerOptions(
                 # The loop decides when to save (intervals, the last step, a stop signal).
@@ -110,7 +111,7 @@ def read_params(workdir, step: int | None = None, *, like: dict) -> tuple[int, d
     """The parameters {group: tree} of a run's checkpoint, with its step (the latest by default); like: the same tree,
     or some groups of it, of ShapeDtypeStructs with shardings."""
     step = checkpoint_step(workdir, step)
-    folder = epath.Path(workdir).absolute() / FOLDER
+    folder = absolute(workdir) / FOLDER
     options = ocp.CheckpointManagerOptions(create=False)
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
     with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from etils import epath
 
 from colajax.errors import UserError
+from colajax.files import absolute
 from colajax.train.checkpoint import FOLDER, checkpoint_step
 from colajax.train.state import TrainState
 
@@ -25,7 +25,7 @@ def open_arrays(workdir, step: int | None = None, *, part: str = "params", write
     """One part of the TrainState in a run's checkpoint, as a tree of opened arrays, with its step (the latest by
     default). Errors as in `checkpoint.checkpoint_step`."""
     step = checkpoint_step(workdir, step)
-    state = epath.Path(workdir).absolute() / FOLDER / str(step) / "state"
+    state = absolute(workdir) / FOLDER / str(step) / "state"
     metadata = json.loads((state / "_METADATA").read_text())
     base = f"{state}/" if "://" in str(state) else {"driver": "file", "path": f"{state}/"}
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
@@ -71,7 +71,7 @@ def create_zeros(workdir, shapes: TrainState) -> None:
     )
     handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry)}
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    folder = epath.Path(workdir).absolute() / FOLDER
+    folder = absolute(workdir) / FOLDER
     with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
         manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree, save_args=by_layer)))
 
