@@ -3,17 +3,20 @@
 import collections
 import itertools
 import json
+import os
 import shutil
 
 import grain
 import numpy as np
 import pytest
+from array_record.python import array_record_module
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colajax.data.loader import Loader
 from colajax.data.prepare import prepare
-from colajax.data.records import Records, check_tokenizer, read_metadata
+from colajax.data.records import Records, ShardWriter, check_tokenizer, read_metadata
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.errors import UserError
 
@@ -90,7 +93,7 @@ def test_sequential_rows_are_those_on_disk_whatever_the_seed(folder):
 def test_a_process_reads_its_rows_of_a_batch_and_no_others(folder, step, rows):
     whole, loader = _loader(folder), _loader(folder)
     read, source = [], loader.records
-    loader._rows = grain.MapDataset.range(10**9).map(lambda index: read.append(index) or whole._rows[index])
+    loader._order = grain.MapDataset.range(10**9).map(lambda index: read.append(index) or whole._order[index])
     np.testing.assert_array_equal(loader.batch(step, rows), whole.batch(step)[rows])
     assert sorted(read) == sorted(step * 5 + row for row in rows)
     assert len(source) == loader.rows
@@ -130,8 +133,6 @@ def test_a_damaged_folder_is_refused_by_the_name_of_what_is_wrong(copy):
 
     shards[2].write_bytes(whole[:-10])
     refused(rf"{shards[2].name}: {len(whole) - 10} bytes, metadata.json says {len(whole)}")
-    shards[2].write_bytes(bytes(len(whole)))
-    refused(rf"{shards[2].name}: ")
     shards[2].unlink()
     refused(rf"{shards[2].name}: missing")
     shards[2].write_bytes(whole)
@@ -139,20 +140,62 @@ def test_a_damaged_folder_is_refused_by_the_name_of_what_is_wrong(copy):
 
     metadata = json.loads((copy / "metadata.json").read_text())
     for change, message in (
-        ({"sequence_length": 8}, "rows of 16 tokens, metadata.json says 8"),
-        ({"format_version": 99}, "format_version 99, but this code reads 1"),
+        ({"sequence_length": 8}, r"train-00000.*: row 0 of train has 16 tokens, metadata\.json says 8"),
+        ({"format_version": 99}, "format_version 99, but this code reads 1 and 2"),
     ):
         (copy / "metadata.json").write_text(json.dumps(metadata | change))
         refused(message)
     metadata["splits"]["train"]["shards"][0]["rows"] = 6
     (copy / "metadata.json").write_text(json.dumps(metadata))
-    refused(r"train-00000.*: 7 rows, metadata.json says 6")
+    refused(r"metadata\.json: damaged .*the shards of train have not its \d+ rows")
     del metadata["tokenizer"]["digest"]
     for damaged in ("{", json.dumps(metadata)):
         (copy / "metadata.json").write_text(damaged)
         refused("metadata.json: damaged")
     (copy / "metadata.json").unlink()
     refused("not a records folder")
+
+
+def test_a_shard_that_is_another_one_is_named_when_a_row_of_it_is_read(copy, tmp_path):
+    """Of the same length in bytes, so that opening the records does not show it."""
+    shards = sorted(copy.glob("train-*"))
+    whole = shards[2].read_bytes()
+    writer = ShardWriter(epath.Path(tmp_path), "train", 100)
+    writer.write(np.zeros((3, LENGTH), np.uint32))
+    (few,) = writer.close()
+    fewer = (tmp_path / few["file"]).read_bytes()
+    wide = ShardWriter(epath.Path(tmp_path), "validation", 100)
+    wide.write(np.zeros((7, LENGTH + 1), np.uint32))
+    (wider,) = wide.close()
+    for other in (bytes(len(whole)), fewer, (tmp_path / wider["file"]).read_bytes()):
+        metadata = json.loads((copy / "metadata.json").read_text())
+        metadata["splits"]["train"]["shards"][2]["bytes"] = len(other)
+        (copy / "metadata.json").write_text(json.dumps(metadata))
+        shards[2].write_bytes(other)
+        records = Records.open(copy, "train")
+        np.testing.assert_array_equal(records.read([0, 13, 21]), [records[0], records[13], records[21]])
+        for read in (records.__getitem__, lambda index, records=records: records.read([0, index])):
+            with pytest.raises(UserError, match=rf"{shards[2].name}: row 20 of train (is damaged|has 17)") as error:
+                read(20)
+            assert "\n" not in str(error.value)
+
+
+def test_a_start_opens_one_shard_and_asks_once_for_the_length_of_each(folder, monkeypatch):
+    """However many shards there are: what each costs is one look at its length, several at a time."""
+    opened, lengths = [], []
+    reader, stat = array_record_module.ArrayRecordReader, os.stat
+    monkeypatch.setattr(
+        array_record_module, "ArrayRecordReader", lambda path, *a, **k: opened.append(path) or reader(path, *a, **k)
+    )
+    monkeypatch.setattr(os, "stat", lambda path, *a, **k: lengths.append(os.fspath(path)) or stat(path, *a, **k))
+    records = Records.open(folder, "train")
+    shards = sorted(str(path) for path in folder.glob("train-*"))
+    assert len(shards) > 4
+    assert opened == shards[:1]
+    assert sorted(path for path in lengths if "array_record" in str(path)) == shards
+    batch = records.read(range(len(records)))
+    assert sorted(opened) == shards  # each once, when it is read
+    np.testing.assert_array_equal(batch, list(records))
 
 
 def test_a_flipped_bit_ends_in_one_line_not_in_wrong_tokens(copy):

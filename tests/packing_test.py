@@ -76,6 +76,20 @@ def test_packing_a_known_case():
     assert pack([np.array([11]), np.array([21])], 4, EOS, PAD).rows.tolist() == [[11, EOS, 21, EOS]]
 
 
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=30), st.integers(2, 16))
+def test_what_does_not_end_has_no_end_of_text_and_nothing_after_it(documents, sequence_length):
+    starts = np.cumsum([2, *(length for length, _ in documents)])
+    tokens = [np.arange(start, start + length) for start, (length, _) in zip(starts, documents, strict=False)]
+    unfinished = {index for index, (_, ends) in enumerate(documents) if not ends}
+    packed = pack(tokens, sequence_length, EOS, PAD, unfinished)
+    assert (packed.rows == EOS).sum() == len(documents) - len(unfinished)
+    assert packed.tokens == (packed.rows != PAD).sum()
+    rows = {tuple(row[row != PAD].tolist()) for row in packed.rows}
+    for index in unfinished:
+        text = tokens[index].tolist()
+        assert all(tuple(text[i : i + sequence_length]) in rows for i in range(0, len(text), sequence_length))
+
+
 def test_short_documents_leave_almost_no_padding():
     lengths = np.random.default_rng(0).geometric(1 / 60, 20_000).clip(1, 511)
     packed = pack([np.full(n, 7) for n in lengths], 512, EOS, PAD)

@@ -5,17 +5,21 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from colajax.data import prepare as prepare_module
+from colajax.data import workers as workers_module
 from colajax.data.packing import sections
 from colajax.data.prepare import prepare
-from colajax.data.records import Records
+from colajax.data.records import Records, digest, read_metadata
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.errors import UserError
 
@@ -74,33 +78,110 @@ def test_short_documents_come_back_word_for_word_each_in_one_split(corpus, token
     assert 0.1 < len(found["validation"]) / len(DOCUMENTS) < 0.3
 
     # The rule, written out.
-    held_out = [
-        text
-        for i, text in enumerate(DOCUMENTS)
-        if int(hashlib.blake2b(f"0/{i}/0".encode(), digest_size=8).hexdigest(), 16) < 0.2 * 2**64
-    ]
-    assert sorted(found["validation"]) == sorted(held_out)
+    assert sorted(found["validation"]) == sorted(text for text in DOCUMENTS if _held_out(text, 0.2))
 
 
-def test_one_long_file_is_divided_between_the_splits_in_sections(corpus, tokenizer, tmp_path):
-    metadata = prepare([corpus / "b.txt"], tokenizer.path, tmp_path / "r", 64, validation_fraction=0.3, seed=7)
+def _held_out(text, fraction, seed=0):
+    number = int(hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=8).hexdigest(), 16)
+    return number < fraction * 2**64
+
+
+def _corpus(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_copies_of_a_document_go_to_one_split_wherever_they_lie(tokenizer, tmp_path):
+    texts = [*DOCUMENTS[:40], "another beginning", *DOCUMENTS[::-1]]
+    prepare([_corpus(tmp_path / "a.jsonl", texts)], tokenizer.path, tmp_path / "r", 512, validation_fraction=0.3)
+    train, validation = (_pieces(Records.open(tmp_path / "r", name), tokenizer) for name in ("train", "validation"))
+    assert len(train) + len(validation) == len(texts)
+    assert not set(train) & set(validation)
+    assert read_metadata(tmp_path / "r")["divided_by"] == "document"
+
+
+def test_a_long_document_stays_whole_and_has_one_end_of_text(tokenizer, tmp_path):
+    """Tokenised in sections, by several processes, it is packed as one; all of it is in one split."""
+    texts = [LONG, *DOCUMENTS[:30], LONG + " And more."]
+    assert len(list(sections(LONG))) > 5
+    metadata = prepare([_corpus(tmp_path / "a.jsonl", texts)], tokenizer.path, tmp_path / "r", 64, workers=2,
+                       validation_fraction=0.5, seed=1)  # fmt: skip
     rows = {name: list(Records.open(tmp_path / "r", name)) for name in ("train", "validation")}
-    counts = {name: sum((row != tokenizer.pad_id).sum() for row in split) for name, split in rows.items()}
-    parts = list(sections(LONG))
-    assert len(parts) > 5
-    runs, last = {"train": [], "validation": []}, None
-    for index, part in enumerate(parts):
-        digest = int(hashlib.blake2b(f"7/0/{index}".encode(), digest_size=8).hexdigest(), 16)
-        split = "validation" if digest < 0.3 * 2**64 else "train"
-        runs[split] += [[]] if split != last else []
-        runs[split][-1] += tokenizer.encode(part)
-        last = split
-    for name, expected in runs.items():
-        assert counts[name] == sum(len(run) + 1 for run in expected) == metadata["splits"][name]["tokens"]
-        cut = sum(len(run) + 1 - 64 for run in expected)
-        assert metadata["splits"][name]["cut_share"] == pytest.approx(cut / counts[name])
+    for name, expected in (("train", False), ("validation", True)):
+        members = [text for text in texts if _held_out(text, 0.5, seed=1) == expected]
+        assert sum((row == tokenizer.eos_id).sum() for row in rows[name]) == len(members)
+        assert metadata["splits"][name]["documents"] == len(members)
         full = {tuple(row.tolist()) for row in rows[name]}
-        assert all(tuple(run[i : i + 64]) in full for run in expected for i in range(0, len(run) - 63, 64))
+        for text in members:
+            ids = [*(i for section in sections(text) for i in tokenizer.encode(section)), tokenizer.eos_id]
+            assert all(tuple(ids[i : i + 64]) in full for i in range(0, len(ids) - 63, 64))
+
+
+def test_where_no_document_is_held_out_by_its_hash_the_one_of_middle_length_is(tokenizer, tmp_path, capsys):
+    texts = ["and she was cold " * n for n in (40, 1, 9)]
+    path = _corpus(tmp_path / "a.jsonl", texts)
+    for fraction, alone, others in ((1e-9, "validation", "train"), (1 - 1e-9, "train", "validation")):
+        out = tmp_path / alone
+        prepare([path], tokenizer.path, out, 512, validation_fraction=fraction)
+        assert _pieces(Records.open(out, alone), tokenizer) == [texts[2]]
+        assert sorted(_pieces(Records.open(out, others), tokenizer)) == sorted(texts[:2])
+        assert f"no document fell to {alone} by its hash: the one of middle length does\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_single_document_is_divided_in_stretches_that_do_not_end_the_text(tokenizer, tmp_path, capsys, copies):
+    for i in range(copies):
+        (tmp_path / f"{i}.txt").write_text(LONG)
+    metadata = prepare([tmp_path], tokenizer.path, tmp_path / "r", 64, validation_fraction=0.3, seed=0)
+    assert "a single document: held-out stretches of it border on training text\n" in capsys.readouterr().out
+    assert metadata["divided_by"] == "section"
+    rows = {name: list(Records.open(tmp_path / "r", name)) for name in ("train", "validation")}
+    runs, last = {"train": [], "validation": []}, None
+    for section in sections(LONG):
+        split = "validation" if _held_out(section, 0.3, seed=0) else "train"
+        runs[split] += [[]] if split != last else []
+        runs[split][-1] += tokenizer.encode(section)
+        last = split
+    runs[last][-1].append(tokenizer.eos_id)
+    assert min(len(stretches) for stretches in runs.values()) > 1
+    for name, expected in runs.items():  # a row is of one stretch alone, but where the text ends
+        pieces = [run[i : i + 64] for run in expected for i in range(0, len(run), 64)]
+        found = [row[row != tokenizer.pad_id].tolist() for row in rows[name]]
+        ends = [row for row in found if tokenizer.eos_id in row]
+        assert sum(row.count(tokenizer.eos_id) for row in ends) == (copies if name == last else 0)
+        whole = [row for row in found if row not in ends]
+        assert sorted(whole) == sorted(copies * [piece for piece in pieces if tokenizer.eos_id not in piece])
+        assert metadata["splits"][name]["tokens"] == sum(map(len, found)) == copies * sum(map(len, expected))
+        cut = copies * sum(len(run) - 64 for run in expected)
+        assert metadata["splits"][name]["cut_share"] == pytest.approx(cut / metadata["splits"][name]["tokens"])
+        assert metadata["splits"][name]["documents"] == copies
+
+
+def test_records_of_format_1_are_read_keep_their_digest_and_are_not_made_again(corpus, tokenizer, tmp_path, capsys):
+    old = {
+        "format_version": 1, "sequence_length": 64,
+        "tokenizer": {"digest": "ab" * 32, "file": "tokenizer.model", "vocab_size": 350, "pad_id": 0, "eos_id": 1},
+        "settings": {"validation_fraction": 0.02, "text_field": "text", "seed": 0, "rows_per_shard": 65536},
+        "source": [{"file": "a.jsonl", "bytes": 3, "sha256": "cd" * 32}],
+    }  # fmt: skip
+    assert (
+        digest(old) == "52045784b450cbb1aa1cd1feab5d893396be7f2f9c17503e571ebb8fb7729777"
+    )  # by the code of that format
+    assert digest(old | {"format_version": 2}) != digest(old)
+
+    new, folder = tmp_path / "new", tmp_path / "old"
+    prepare([corpus], tokenizer.path, new, 64)
+    shutil.copytree(new, folder)
+    metadata = read_metadata(folder) | {"format_version": 1}
+    del metadata["divided_by"]
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    for split in ("train", "validation"):
+        np.testing.assert_array_equal(list(Records.open(folder, split)), list(Records.open(new, split)))
+    assert Records.open(folder, "train").tokenizer().digest == tokenizer.digest
+    assert prepare([corpus], tokenizer.path, folder, 64) == metadata
+    assert "up to date (of format 1, which is read; remove it to have format 2" in capsys.readouterr().out
+    with pytest.raises(UserError, match="already there with another seed"):
+        prepare([corpus], tokenizer.path, folder, 64, seed=1)
 
 
 def test_the_result_does_not_depend_on_workers_and_shards_and_windows_lose_nothing(
@@ -109,7 +190,7 @@ def test_the_result_does_not_depend_on_workers_and_shards_and_windows_lose_nothi
     settings = {"validation_fraction": 0.1, "rows_per_shard": 100}
     prepare([corpus], tokenizer.path, tmp_path / "one_window", 64, **settings)
     monkeypatch.setattr(prepare_module, "WINDOW_TOKENS", 5000)
-    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 3000)
+    monkeypatch.setattr(workers_module, "BATCH_CHARACTERS", 3000)
     metadata = prepare([corpus], tokenizer.path, tmp_path / "one", 64, workers=1, **settings)
     prepare([corpus], tokenizer.path, tmp_path / "two", 64, workers=2, **settings)
     assert _contents(tmp_path / "one") == _contents(tmp_path / "two")
@@ -163,12 +244,13 @@ def test_an_existing_folder_is_kept_if_it_is_the_same_and_refused_otherwise(corp
 
 
 def test_bad_settings_and_an_empty_split_are_refused_without_a_trace(corpus, tokenizer, tmp_path):
-    inputs, out = [corpus / "a.jsonl"], tmp_path / "r"
+    inputs, out, short = [corpus / "a.jsonl"], tmp_path / "r", tmp_path / "short.txt"
+    short.write_text("One section alone.")
     for arguments, message in (
         ({"sequence_length": 1}, "sequence_length 1"),
         ({"validation_fraction": 0.0}, "validation_fraction 0.0"),
-        ({"validation_fraction": 1e-9}, "nothing fell to validation at validation_fraction 1e-09"),
-        ({"validation_fraction": 1 - 1e-9}, "nothing fell to train"),
+        ({"inputs": [short]}, "nothing fell to validation: the text is too short to be divided"),
+        ({"inputs": [short], "validation_fraction": 1 - 1e-9}, "nothing fell to train: the text is too short"),
         ({"workers": 0}, "workers 0"),
         ({"rows_per_shard": 0}, "rows_per_shard 0"),
         ({"inputs": []}, "nothing fell to train"),
@@ -183,7 +265,7 @@ def test_bad_settings_and_an_empty_split_are_refused_without_a_trace(corpus, tok
     )
     with pytest.raises(UserError, match=r"tokenizer\.json: has no padding token"):
         prepare(inputs, no_special, out, 64)
-    assert list(tmp_path.iterdir()) == [no_special]
+    assert sorted(tmp_path.iterdir()) == [short, no_special]
 
 
 def test_the_command_lines_from_text_to_records(corpus, tmp_path):
@@ -213,6 +295,105 @@ def test_a_bad_line_far_in_ends_with_status_2_one_line_and_no_files(corpus, toke
     assert done.returncode == 2
     assert done.stderr == f"error: {bad}:121: no field 'text'; it has txt; name one with --text_field\n"
     assert list(tmp_path.iterdir()) == [bad]
+
+
+# prepare_data with two workers whose tokenising never ends: python -c STUCK, and what the command is given. Prints the
+# workers' process ids as soon as there are two.
+STUCK = """
+import multiprocessing, os, pathlib, runpy, sys, threading, time
+def say():
+    out = pathlib.Path(os.environ["STUCK_OUT"])
+    while len(workers := multiprocessing.active_children()) < 2 or not list(out.glob("r.tmp-*")):
+        time.sleep(0.02)
+    print(*(worker.pid for worker in workers), flush=True)
+if __name__ == "__main__":
+    threading.Thread(target=say, daemon=True).start()
+    from colajax.data import prepare, text
+    def endless(paths, field):
+        number = 0
+        while True:
+            number += 1
+            yield text.Document(f"document {number} " * 3000, "endless")
+    prepare.read_documents = endless
+    runpy.run_path("tools/prepare_data.py", run_name="__main__")
+"""
+
+
+def _alive(process):
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.fixture
+def stuck(corpus, tokenizer, tmp_path):
+    """A prepare_data that goes on for ever, and its two workers."""
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK)
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, str(script), "--input", corpus, "--tokenizer", tokenizer.path, "--sequence_length", 64]
+    command += ["--workers", 2, "--out", tmp_path / "out" / "r"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "STUCK_OUT": str(tmp_path / "out")}
+    process = subprocess.Popen(
+        map(str, command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    workers = [int(number) for number in process.stdout.readline().split()]
+    assert len(workers) == 2
+    yield process, workers
+    process.kill()
+    process.wait()
+
+
+def _wait_for_end(processes):
+    deadline = time.monotonic() + 30
+    while any(map(_alive, processes)):
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.05)
+
+
+def test_killed_it_leaves_no_worker_and_the_next_start_clears_what_it_left(stuck, corpus, tokenizer, tmp_path):
+    process, workers = stuck
+    process.kill()
+    process.wait()
+    _wait_for_end(workers)
+    assert list((tmp_path / "out").iterdir())
+    prepare([corpus], tokenizer.path, tmp_path / "out" / "r", 64)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["r"]
+
+
+def test_terminated_it_leaves_nothing(stuck, tmp_path):
+    process, workers = stuck
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "")
+    _wait_for_end(workers)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_worker_that_is_killed_for_memory_is_one_line_that_says_what_to_do(stuck, tmp_path):
+    process, workers = stuck
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("error: one of the 2 tokenising processes was killed")
+    assert "fewer --workers" in errors
+    assert errors.count("\n") == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_of_another_kind_is_named_by_both_command_lines(corpus, tmp_path):
+    text = tmp_path / "text"
+    shutil.copytree(corpus, text)
+    (text / "report.docx").write_text("")
+    line = f"left out: 1 file of another kind: {text}/report.docx; read are .txt, "
+    done = _tool("train_tokenizer.py", "--input", text, "--out", tmp_path / "t.model", "--vocab_size", 400)
+    assert done.stdout.startswith(line)
+    arguments = ["--input", text, "--tokenizer", tmp_path / "t.model", "--out", tmp_path / "r", "--workers", 1]
+    done = _tool("prepare_data.py", *arguments, "--sequence_length", 64)
+    assert done.stdout.startswith(line)
+    assert done.stdout.count("report.docx") == 1
 
 
 def test_train_tokenizer_ends_with_status_2_and_no_files(tmp_path):

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from colajax.data.text import read_documents
+from colajax.data.text import left_out, read_documents
 from colajax.errors import UserError
 
 TEXTS = ["one\r\ntwo\u2028 three", "  日本\n\n", "x" * 5000]
@@ -38,12 +39,72 @@ def test_a_folder_gives_every_document_of_every_kind_in_order(tmp_path):
     assert [document.origin for document in documents] == [f"{tmp_path}/{name}" for name in names]
 
 
+def _texts(folder):
+    return [document.text for document in read_documents([folder])]
+
+
+def test_links_are_followed_once_and_names_are_read_in_any_case(tmp_path):
+    """Half of a corpus may lie behind a link; a link to a folder above is no second copy of it, and no loop."""
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    (corpus / "a").mkdir(parents=True)
+    elsewhere.mkdir()
+    (corpus / "a" / "1.jsonl").write_text('{"text": "1"}\n')
+    (corpus / "a" / "2.JSONL").write_text('{"text": "2"}\n')
+    (corpus / "a" / "3.json.gz").write_bytes(gzip.compress(b'{"text": "3"}\n'))
+    (corpus / "a" / "4.Txt.GZ").write_bytes(gzip.compress(b"4"))
+    (elsewhere / "5.jsonl").write_text('{"text": "5"}\n')
+    (elsewhere / "up").symlink_to(corpus)
+    (corpus / "b").symlink_to("../elsewhere")
+    (corpus / "c").symlink_to("../elsewhere")
+    (corpus / "d.txt").symlink_to("../elsewhere/6")
+    (elsewhere / "6").write_text("6")
+    assert _texts(corpus) == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_what_is_hidden_is_no_text_and_what_is_of_another_kind_is_named(tmp_path):
+    for name in (".ipynb_checkpoints/a.jsonl", ".git/x/b.txt", ".c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("hidden")
+    (tmp_path / "a.txt").write_text("seen")
+    assert _texts(tmp_path) == ["seen"]
+    assert left_out([tmp_path]) == left_out([tmp_path / "a.txt"]) == ""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "report.docx").write_text("")
+    assert left_out([tmp_path]).startswith(f"left out: 1 file of another kind: {tmp_path}/deep/report.docx; read are ")
+    for i in range(20):
+        (tmp_path / f"{i:02d}.md").write_text("")
+    line = left_out([tmp_path])
+    assert line.startswith(f"left out: 21 files of other kinds: {tmp_path}/00.md, ")
+    assert line.count(".md") == 10
+    assert "(11 more)" in line
+    assert _texts(tmp_path) == ["seen"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("seen")
+    (tmp_path / "closed").mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # as root, every folder can be read
+    with pytest.raises(UserError, match="closed: cannot be read"):
+        _texts(tmp_path)
+
+
 def test_paths_are_read_in_the_order_given_and_another_field_can_be_named(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"body": "B"}\n')
     _write_parquet(tmp_path / "a.parquet", {"body": pa.array(["A"]).dictionary_encode()})
     paths = [tmp_path / "b.jsonl", tmp_path / "a.parquet"]
     assert [document.text for document in read_documents(paths, "body")] == ["B", "A"]
 
+
+# A zstd frame with a window of 2 GiB (zstd --long=31): one raw block of 14 bytes.
+LONG_WINDOW = bytes.fromhex("28b52ffd 00 a8") + (14 << 3 | 1).to_bytes(3, "little") + b'{"text": "a"}\n'
+DEEP = b'{"text": "x", "meta": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
 
 BAD = {
     "latin.txt": ("Größe".encode("latin-1"), "latin.txt: not UTF-8 text: byte 2 is 0xF6"),
@@ -60,6 +121,8 @@ BAD = {
     "latin.jsonl": (b'{"text": "\xf6"}\n', "latin.jsonl:1: not UTF-8: byte 10 of the line"),
     "cut.jsonl.gz": (gzip.compress(LINES * 100)[:-20], "cut.jsonl.gz: cannot be read"),
     "cut.jsonl.zst": (pa.compress(LINES * 100, "zstd", asbytes=True)[:-3], "cut.jsonl.zst: cannot be read"),
+    "long.jsonl.zst": (LONG_WINDOW, "long.jsonl.zst: cannot be read"),
+    "deep.jsonl": (b'{"text": "a"}\n' + DEEP, "deep.jsonl:2: nested too deeply"),
     "plain.jsonl.gz": (LINES, "plain.jsonl.gz: cannot be read"),
     "empty.jsonl.gz": (b"", "empty.jsonl.gz: "),
     "text.parquet": (b"not parquet", "text.parquet: cannot be read"),
@@ -75,6 +138,15 @@ def test_a_bad_file_is_named_with_the_place_and_the_reason(tmp_path, name):
         list(read_documents([tmp_path / name]))
     assert str(caught.value).startswith(f"{tmp_path}/{message}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_zstd_window_that_is_too_large_is_called_that(tmp_path):
+    short_window = LONG_WINDOW[:5] + b"\x58" + LONG_WINDOW[6:]  # of 2 MiB: the same frame is whole and can be read
+    (tmp_path / "a.jsonl.zst").write_bytes(short_window)
+    assert _texts(tmp_path) == ["a"]
+    (tmp_path / "a.jsonl.zst").write_bytes(LONG_WINDOW)
+    with pytest.raises(UserError, match=r"larger than the 128 MiB.* without --long"):
+        _texts(tmp_path)
 
 
 def test_a_parquet_file_without_the_column_is_told_what_it_has(tmp_path):

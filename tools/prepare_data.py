@@ -2,14 +2,18 @@
 
     python tools/prepare_data.py --input corpus/ --tokenizer tokenizer.model --out records/ --sequence_length 512
 
-Reads .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files or folders of them. Prints progress, then for each split
-its documents, tokens, rows, the share of tokens that lie beyond the first row of a document longer than a row ("cut"),
-and the share of padding: below 1 %, unless most documents fill more than half a row and none is short enough to go with
-them. Run again with the same text and settings, it says that the folder is up to date.
+Reads .txt and .jsonl files (also .gz and .zst; a .json.gz holds lines too), .parquet, or folders of them, and names
+what in the folders is of another kind. Whole documents are held out; of a single one, stretches. Prints progress,
+then for each split its documents, tokens, rows, the share of tokens that lie beyond the first row of a document
+longer than a row ("cut"), and the share of padding: below 1 %, unless most documents fill more than half a row and
+none is short enough to go with them. Run again with the same text and settings, it says that the folder is up to
+date.
 """
 
 import argparse
 import os
+import signal
+import sys
 
 from colajax.data.prepare import prepare
 from colajax.errors import run_main
@@ -28,6 +32,7 @@ def main() -> None:
     parser.add_argument("--rows_per_shard", type=int, default=65536, help="(default: 65536)")
     args = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing unfinished is left
     metadata = prepare(
         args.input,
         args.tokenizer,

@@ -2,13 +2,13 @@
 
     python tools/train_tokenizer.py --input corpus/ --out tokenizer.model --vocab_size 4096
 
-Reads .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files or folders of them, all text in memory. Prints the number
-of pieces, which is smaller than --vocab_size if the text supports no more. A megabyte takes about a second.
+Reads what prepare_data.py reads, all text in memory. Prints the number of pieces, which is smaller than --vocab_size if
+the text supports no more. A megabyte takes about a second.
 """
 
 import argparse
 
-from colajax.data.text import read_documents
+from colajax.data.text import left_out, read_documents
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.errors import run_main
 
@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--text_field", default="text", help="key or column of .jsonl and .parquet (default: text)")
     args = parser.parse_args()
 
+    if note := left_out(args.input):
+        print(note)
     texts = (document.text for document in read_documents(args.input, args.text_field))
     tokenizer = train_sentencepiece(texts, args.out, args.vocab_size)
     fewer = tokenizer.vocab_size < args.vocab_size

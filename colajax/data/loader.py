@@ -36,7 +36,7 @@ class Loader:
         if not 0 <= seed < 2**32:
             raise UserError(f"data seed {seed}: expected 0 to {2**32 - 1}")
         self._batch_size = batch_size
-        self._rows = grain.MapDataset.source(self.records).shuffle(seed=seed).repeat()
+        self._order = grain.MapDataset.range(self.rows).shuffle(seed=seed).repeat()
 
     @property
     def rows(self) -> int:
@@ -47,7 +47,7 @@ class Loader:
         """The batch for the update from `step` to step + 1, or these rows of it and no others read: int32
         [rows, sequence_length]."""
         rows = range(self._batch_size) if rows is None else rows
-        return np.stack([self._rows[step * self._batch_size + int(row)] for row in rows])
+        return self.records.read([self._order[step * self._batch_size + int(row)] for row in rows])
 
     def iterate(self, start_step: int, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
         """batch(start_step, rows), batch(start_step + 1, rows), ..., read ahead by a few threads."""
@@ -57,4 +57,4 @@ class Loader:
 
     def sequential(self, indices: Sequence[int]) -> np.ndarray:
         """Rows as they lie on disk, for evaluation: int32 [len(indices), sequence_length]."""
-        return np.stack([self.records[int(index)] for index in indices])
+        return self.records.read([int(index) for index in indices])

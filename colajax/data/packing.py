@@ -3,7 +3,7 @@
 Only a document longer than a row is ever cut. Pure functions: a caller with a large corpus packs it window by window.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ class Packed(NamedTuple):
 
     Attributes:
         rows: uint32 [rows, sequence_length].
-        tokens: how many of their entries are not padding: all documents' tokens, one end of text each included.
+        tokens: how many of their entries are not padding: all documents' tokens, their ends of text included.
         cut: how many of the tokens lie in the second or a later piece of a document that is longer than a row: those
             that are read without the beginning of their document.
     """
@@ -26,19 +26,26 @@ class Packed(NamedTuple):
     cut: int
 
 
-def pack(documents: Sequence[np.ndarray], sequence_length: int, eos_id: int, pad_id: int) -> Packed:
+def pack(
+    documents: Sequence[np.ndarray], sequence_length: int, eos_id: int, pad_id: int, unfinished: Container[int] = ()
+) -> Packed:
     """Packs documents (integer [length_i] each) into rows.
 
     Each document is followed by `eos_id`. What is then longer than a row is cut into pieces of a row's length, the last
     one shorter; documents and pieces are placed whole, and `pad_id` fills each row's end. Rows are in the order of the
     first document in them, and documents inside a row in the order they came.
+
+    unfinished: indices of documents whose text goes on elsewhere. No `eos_id` follows these, and nothing else in the
+        row of their last piece, which would read as how they go on.
     """
-    pieces, cut = [], 0
-    for document in documents:
-        tokens = np.append(document, eos_id).astype(np.uint32)
-        pieces += [tokens[start : start + sequence_length] for start in range(0, len(tokens), sequence_length)]
+    pieces, spaces, cut = [], [], 0
+    for index, document in enumerate(documents):
+        tokens = (document if index in unfinished else np.append(document, eos_id)).astype(np.uint32)
+        new = [tokens[start : start + sequence_length] for start in range(0, len(tokens), sequence_length)]
+        pieces += new
+        spaces += [sequence_length if index in unfinished else len(piece) for piece in new]
         cut += max(0, len(tokens) - sequence_length)
-    bins = best_fit([len(piece) for piece in pieces], sequence_length)
+    bins = best_fit(spaces, sequence_length)
     rows = np.full((len(bins), sequence_length), pad_id, np.uint32)
     for row, members in zip(rows, bins, strict=True):
         joined = np.concatenate([pieces[i] for i in members])

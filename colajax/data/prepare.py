@@ -5,35 +5,24 @@ The result depends on the text and the settings alone, not on the number of work
 
 import hashlib
 import json
-import multiprocessing
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
+from colajax.data.division import Passage, choose_division
 from colajax.data.packing import pack, sections
 from colajax.data.records import FORMAT_VERSION, SPLITS, Records, ShardWriter, identity, read_metadata
-from colajax.data.text import Document, find_files, read_documents
+from colajax.data.text import find_files, left_out, read_documents
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
+from colajax.data.workers import tokenise
 from colajax.errors import UserError
 from colajax.files import whole
 
 WINDOW_TOKENS = 2**24  # packed together; 64 MiB a split
-BATCH_CHARACTERS = 2**18  # of a worker's task
 PROGRESS_SECONDS = 10
-
-
-class Section(NamedTuple):
-    """A piece of a document; the whole of it if that is short (see `packing.sections`)."""
-
-    document: int  # running index over the corpus
-    split: str
-    text: str
 
 
 def prepare(
@@ -50,11 +39,11 @@ def prepare(
 ) -> dict:
     """Writes a records folder and returns its metadata (see `records`).
 
-    A section of a document goes to validation when a hash of (seed, document index, section index), read as a number in
-    [0, 1), is below `validation_fraction`; neighbouring sections of one split stay together as one packed document.
+    Whole documents are held out, chosen by a hash of their text; of a single document, stretches (see `division`). An
+    end of text stands where a document ends and nowhere else.
 
     The folder is there whole or not at all. If it is already there, made from the same text with the same settings,
-    nothing is done.
+    nothing is done. Prints what is unusual in the corpus, and progress.
 
     Args:
         inputs: what `read_documents` takes.
@@ -66,6 +55,8 @@ def prepare(
         UserError: a setting is out of range, an input is bad, a split would be empty, or `out` holds something else.
     """
     _check_ranges(sequence_length, validation_fraction, workers, rows_per_shard)
+    if note := left_out(inputs):
+        print(note, flush=True)
     out, tokenizer = epath.Path(out), load_tokenizer(tokenizer_path)
     for name, token_id in (("padding", tokenizer.pad_id), ("end-of-text", tokenizer.eos_id)):
         if token_id is None:
@@ -93,8 +84,12 @@ def prepare(
     try:
         with whole(out, last="metadata.json") as unfinished:
             unfinished.mkdir()
-            documents = read_documents(inputs, text_field)
-            metadata["splits"] = _write_splits(documents, tokenizer, unfinished, metadata, workers)
+            division, note = choose_division(lambda: read_documents(inputs, text_field), validation_fraction, seed)
+            if note:
+                print(note, flush=True)
+            metadata["divided_by"] = division.of
+            passages = division.passages(read_documents(inputs, text_field))
+            metadata["splits"] = _write_splits(passages, tokenizer, unfinished, metadata, workers)
             tokenizer.path.copy(unfinished / metadata["tokenizer"]["file"])
             (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
     except OSError as error:
@@ -125,13 +120,19 @@ def _describe(file: epath.Path) -> dict:
 def _existing(out: epath.Path, wanted: dict) -> dict:
     """The metadata of the folder that is there, if it is what is wanted."""
     found, remedy = read_metadata(out), "remove it or choose another --out"
-    for key, value in identity(wanted).items():
+    version, now = found["format_version"], wanted["format_version"]
+    for key, value in identity(wanted | {"format_version": version}).items():
         if (other := identity(found)[key]) != value:
             detail = "" if isinstance(value, list) else f" ({other}, now {value})"
             raise UserError(f"{out}: already there with another {key}{detail}; {remedy}")
     for split in SPLITS:
         Records.open(out, split)
-    print(f"{out} is up to date", flush=True)
+    old = (
+        f" (of format {version}, which is read; remove it to have format {now}, see records.py)"
+        if version < now
+        else ""
+    )
+    print(f"{out} is up to date{old}", flush=True)
     return found
 
 
@@ -142,24 +143,28 @@ class _Split:
         self._length, self._tokenizer = metadata["sequence_length"], metadata["tokenizer"]
         self._shards = ShardWriter(directory, name, metadata["settings"]["rows_per_shard"])
         self._window: list[np.ndarray] = []
+        self._unfinished: set[int] = set()  # in the window: stretches that do not end their document
         self._window_tokens = self._rows = self._tokens = self._cut = self._documents = 0
         self._last_document = -1
 
-    def add(self, document: int, tokens: np.ndarray) -> None:
+    def add(self, document: int, tokens: np.ndarray, *, ends: bool) -> None:
         self._documents += document != self._last_document
         self._last_document = document
+        if not ends:
+            self._unfinished.add(len(self._window))
         self._window.append(tokens)
         self._window_tokens += len(tokens)
         if self._window_tokens >= WINDOW_TOKENS:
             self._pack_window()
 
     def _pack_window(self) -> None:
-        packed = pack(self._window, self._length, self._tokenizer["eos_id"], self._tokenizer["pad_id"])
+        eos_id, pad_id = self._tokenizer["eos_id"], self._tokenizer["pad_id"]
+        packed = pack(self._window, self._length, eos_id, pad_id, self._unfinished)
         self._shards.write(packed.rows)
         self._rows += len(packed.rows)
         self._tokens += packed.tokens
         self._cut += packed.cut
-        self._window, self._window_tokens = [], 0
+        self._window, self._unfinished, self._window_tokens = [], set(), 0
 
     def close(self) -> dict:
         """The split's part of metadata.json."""
@@ -176,16 +181,20 @@ class _Split:
 
 
 def _write_splits(
-    documents: Iterable[Document], tokenizer: Tokenizer, directory: epath.Path, metadata: dict, workers: int
+    passages: Iterable[Passage], tokenizer: Tokenizer, directory: epath.Path, metadata: dict, workers: int
 ) -> dict:
-    settings = metadata["settings"]
     splits = {name: _Split(name, directory, metadata) for name in SPLITS}
-    stream = _tokenise(_divide(documents, settings["validation_fraction"], settings["seed"]), tokenizer, workers)
+    # A long passage is tokenised in sections, by several processes, unless that would change its text.
+    parts = sections if tokenizer.joins else lambda text: [text]
+    texts = (
+        ((i, passage._replace(text="")), text) for i, passage in enumerate(passages) for text in parts(passage.text)
+    )
+    stream = tokenise(texts, tokenizer, workers)
     tokens_so_far, started = 0, time.monotonic()
     next_report = started + PROGRESS_SECONDS
-    for (document, split), run in groupby(stream, key=lambda item: (item[0].document, item[0].split)):
+    for (_, (document, split, _, ends)), run in groupby(stream, key=lambda item: item[0]):
         tokens = np.concatenate([tokens for _, tokens in run])
-        splits[split].add(document, tokens)
+        splits[split].add(document, tokens, ends=ends)
         tokens_so_far += len(tokens)
         if (now := time.monotonic()) > next_report:
             rate = tokens_so_far / (now - started)
@@ -194,57 +203,5 @@ def _write_splits(
     written = {name: split.close() for name, split in splits.items()}
     for name, split in written.items():
         if not split["rows"]:
-            fraction = settings["validation_fraction"]
-            raise UserError(
-                f"nothing fell to {name} at validation_fraction {fraction}; change it or the seed, or give more text"
-            )
+            raise UserError(f"nothing fell to {name}: the text is too short to be divided; give more text")
     return written
-
-
-def _divide(documents: Iterable[Document], validation_fraction: float, seed: int) -> Iterator[Section]:
-    for document, (text, _) in enumerate(documents):
-        for index, section in enumerate(sections(text)):
-            digest = hashlib.blake2b(f"{seed}/{document}/{index}".encode(), digest_size=8).digest()
-            held_out = int.from_bytes(digest, "big") / 2**64 < validation_fraction
-            yield Section(document, "validation" if held_out else "train", section)
-
-
-_worker_tokenizer: Tokenizer
-
-
-def _start_worker(tokenizer_path: str) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = load_tokenizer(tokenizer_path)
-
-
-def _encode_in_worker(texts: list[str]) -> list[np.ndarray]:
-    return [np.array(_worker_tokenizer.encode(text), np.uint32) for text in texts]
-
-
-def _tokenise(stream: Iterable[Section], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Section, np.ndarray]]:
-    """Yields each section with its tokens, uint32 [length], in order."""
-    if workers == 1:
-        yield from ((section, np.array(tokenizer.encode(section.text), np.uint32)) for section in stream)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _start_worker, (str(tokenizer.path),)) as pool:
-        pending = deque()
-        for batch in _batches(stream):
-            pending.append((batch, pool.submit(_encode_in_worker, [section.text for section in batch])))
-            if len(pending) > 4 * workers:  # enough to keep them busy, and the corpus out of memory
-                batch, future = pending.popleft()
-                yield from zip(batch, future.result(), strict=True)
-        for batch, future in pending:
-            yield from zip(batch, future.result(), strict=True)
-
-
-def _batches(stream: Iterable[Section]) -> Iterator[list[Section]]:
-    batch, characters = [], 0
-    for section in stream:
-        batch.append(section)
-        characters += len(section.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -6,15 +6,23 @@
     validation-00000-of-00001.array_record
 
 metadata.json: {format_version, sequence_length, tokenizer: {digest, file, vocab_size, pad_id, eos_id},
-settings: {validation_fraction, text_field, seed, rows_per_shard}, source: [{file, bytes, sha256}],
+settings: {validation_fraction, text_field, seed, rows_per_shard}, source: [{file, bytes, sha256}], divided_by,
 splits: {train and validation: {rows, tokens, documents, padding_share, cut_share, shards: [{file, rows, bytes}]}}}.
 `tokens` are those that are not padding; padding_share is of all entries, cut_share of tokens (see `packing.Packed`),
-both from 0 to 1. A document divided between the splits counts in each.
+both from 0 to 1. divided_by is "document" where whole documents are held out, "section" where stretches of a single
+document are (see `division`); that one counts in each split.
+
+Format 1, which is read but no longer written, has no divided_by: sections of every long document were dealt to both
+splits, and an end of text stands after each stretch of one split.
 """
 
+import bisect
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -24,8 +32,10 @@ from etils import epath
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
 SPLITS = ("train", "validation")
+AGAIN = "copy or prepare the records again"
 
 
 class ShardWriter:
@@ -76,25 +86,31 @@ class ShardWriter:
 class Records:
     """The rows of one split, in random access: len(records), records[i] -> int32 [sequence_length]. Thread-safe."""
 
-    def __init__(self, directory: epath.Path, split: str, metadata: Mapping, source: ArrayRecordDataSource):
-        self.directory, self.split, self.metadata, self._source = directory, split, metadata, source
+    def __init__(self, directory: epath.Path, split: str, metadata: Mapping):
+        self.directory, self.split, self.metadata = directory, split, metadata
+        self._shards = metadata["splits"][split]["shards"]
+        self._ends = list(accumulate(shard["rows"] for shard in self._shards))
+        # Told how many rows a file has, the library opens it when one of them is read.
+        self._source = ArrayRecordDataSource([f"{directory / s['file']}[0:{s['rows']}]" for s in self._shards])
 
     @classmethod
     def open(cls, directory: epath.PathLike, split: str) -> "Records":
-        """Opens "train" or "validation" after checking every shard of it against metadata.json.
+        """Opens "train" or "validation": looks whether every shard is there, in its length, and reads the first row.
+
+        A start thus costs one listing and not a read of every shard; what is inside a shard is checked with every row.
 
         Raises:
             UserError: not a records folder, a version this code does not know, or a shard that is missing or has not
-                the bytes, the rows or the row length that the metadata states.
+                the bytes or the row length that the metadata states.
         """
         directory = epath.Path(directory)
         metadata = read_metadata(directory)
         if split not in metadata["splits"]:
             raise UserError(f"{directory}: no split {split!r}; it has {', '.join(metadata['splits'])}")
-        for shard in metadata["splits"][split]["shards"]:
-            _check_shard(directory / shard["file"], shard, metadata["sequence_length"])
-        files = [str(directory / shard["file"]) for shard in metadata["splits"][split]["shards"]]
-        return cls(directory, split, metadata, ArrayRecordDataSource(files))
+        _check_shards(directory, metadata["splits"][split]["shards"])
+        records = cls(directory, split, metadata)
+        records[0]
+        return records
 
     def __len__(self) -> int:
         return len(self._source)
@@ -105,9 +121,26 @@ class Records:
         try:
             record = self._source[index]
         except RuntimeError as error:
-            where = f"{self.directory}: row {index} of {self.split}"
-            raise UserError(f"{where} is damaged ({_one_line(error)}); prepare the records again") from error
+            raise UserError(f"{self._place(index)} is damaged ({_one_line(error)}); {AGAIN}") from error
+        if len(record) != 4 * self.metadata["sequence_length"]:
+            expected = self.metadata["sequence_length"]
+            found = f"has {len(record) / 4:g} tokens, metadata.json says {expected}"
+            raise UserError(f"{self._place(index)} {found}; {AGAIN}")
         return np.frombuffer(record, "<u4").astype(np.int32)
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Some rows, each shard's in one go and the shards beside each other: int32 [len(indices), sequence_length]."""
+        try:
+            found = self._source.__getitems__(indices)
+        except RuntimeError:
+            found = []
+        if any(len(record) != 4 * self.metadata["sequence_length"] for record in found) or len(found) != len(indices):
+            return np.stack([self[index] for index in indices])  # which says what is wrong, and of which row
+        return np.stack([np.frombuffer(record, "<u4") for record in found]).astype(np.int32)
+
+    def _place(self, index: int) -> str:
+        file = self._shards[bisect.bisect_right(self._ends, index)]["file"]
+        return f"{self.directory / file}: row {index} of {self.split}"
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the folder. UserError if it is missing or is not the one the records were made with."""
@@ -124,18 +157,24 @@ def read_metadata(directory: epath.PathLike) -> dict:
     try:
         metadata = json.loads(file.read_text())
         version = metadata["format_version"]
-        if version == FORMAT_VERSION:  # then what every reader needs is there
-            identity(metadata), metadata["splits"]
+        if version in READ_VERSIONS:  # then what every reader needs is there
+            identity(metadata)
+            for name, split in metadata["splits"].items():
+                if split["rows"] != sum(shard["rows"] for shard in split["shards"]):
+                    raise ValueError(f"the shards of {name} have not its {split['rows']} rows")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error!r}); prepare the records again") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"{file}: format_version {version}, but this code reads {FORMAT_VERSION}; prepare it again")
+    if version not in READ_VERSIONS:
+        read = " and ".join(map(str, READ_VERSIONS))
+        raise UserError(f"{file}: format_version {version}, but this code reads {read}; prepare it again")
     return metadata
 
 
 def identity(metadata: Mapping) -> dict:
     """What decides the rows: records that agree in all of this hold the same, wherever they and their text lie."""
+    version = metadata["format_version"]
     return {
+        **({"format_version": version} if version > 1 else {}),  # a run on records of format 1 knows them without it
         "sequence_length": metadata["sequence_length"],
         "tokenizer": metadata["tokenizer"]["digest"],
         **metadata["settings"],
@@ -158,21 +197,21 @@ def check_tokenizer(metadata: Mapping, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_shard(file: epath.Path, expected: Mapping, sequence_length: int) -> None:
-    again = "copy or prepare the records again"
-    if not file.is_file():
-        raise UserError(f"{file}: missing; {again}")
-    if (size := file.stat().length) != expected["bytes"]:
-        raise UserError(f"{file}: {size} bytes, metadata.json says {expected['bytes']}; {again}")
-    try:
-        shard = ArrayRecordDataSource(str(file))
-        rows, row_bytes = len(shard), len(shard[0]) if len(shard) else 0
-    except RuntimeError as error:
-        raise UserError(f"{file}: damaged ({_one_line(error)}); {again}") from error
-    if rows != expected["rows"]:
-        raise UserError(f"{file}: {rows} rows, metadata.json says {expected['rows']}; {again}")
-    if row_bytes != 4 * sequence_length:
-        raise UserError(f"{file}: rows of {row_bytes / 4:g} tokens, metadata.json says {sequence_length}; {again}")
+def _check_shards(directory: epath.Path, shards: Sequence[Mapping]) -> None:
+    """One listing of the folder; on a local disk the files' lengths too. In a bucket an object is whole or not there,
+    and each length would be a request."""
+    listed = {file.name for file in directory.iterdir()}
+    for shard in shards:
+        if shard["file"] not in listed and not (directory / shard["file"]).is_file():
+            raise UserError(f"{directory / shard['file']}: missing; {AGAIN}")
+    if "://" in os.fspath(directory):
+        return
+    with ThreadPoolExecutor(16) as pool:  # a file server answers many at once
+        lengths = pool.map(lambda shard: (directory / shard["file"]).stat().length, shards)
+        for shard, length in zip(shards, lengths, strict=True):
+            if length != shard["bytes"]:
+                file = directory / shard["file"]
+                raise UserError(f"{file}: {length} bytes, metadata.json says {shard['bytes']}; {AGAIN}")
 
 
 def _one_line(error: Exception) -> str:

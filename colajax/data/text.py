@@ -1,7 +1,8 @@
-"""Reading documents from .txt, .jsonl (plain, .gz, .zst) and .parquet files, or folders of them."""
+"""Reading documents from text, JSON-lines and parquet files, compressed or not, or folders of them."""
 
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,12 @@ from etils import epath
 
 from colajax.errors import UserError
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+# A compressed .json file holds lines, as web corpora have it; a plain one is as likely to hold one value, or settings.
+SUFFIXES = (
+    ".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".parquet",
+)  # fmt: skip
+NAMED = 10  # files in the line of what is left out
 
 
 class Document(NamedTuple):
@@ -20,18 +26,57 @@ class Document(NamedTuple):
 
 
 def find_files(path: epath.PathLike) -> list[epath.Path]:
-    """The text files of a path: itself, or everything with one of SUFFIXES anywhere below a folder, sorted by name."""
+    """The text files of a path: itself, or everything with one of SUFFIXES, in any case, anywhere below a folder.
+
+    Sorted by name. Links are followed, and a folder that is reached twice is read once; what is hidden (a name that
+    begins with a dot, in a hidden folder too) is left out.
+    """
     path = epath.Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir():
-        files = [folder / name for folder, _, names in path.walk() for name in names if name.endswith(SUFFIXES)]
+        files = [file for file in _visible_files(path) if _kind(file)]
         if not files:
             raise UserError(f"{path}: this folder holds no {', '.join(SUFFIXES)} file")
-        return sorted(files, key=str)
-    if not path.name.endswith(SUFFIXES):
+        return files
+    if not _kind(path):
         raise UserError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}")
     return [path]
+
+
+def left_out(paths: Sequence[epath.PathLike]) -> str:
+    """One line that names the visible files of these folders that `find_files` does not give; empty where it gives all.
+
+    Of many files the first are named.
+    """
+    folders = [epath.Path(path) for path in paths if epath.Path(path).is_dir()]
+    files = [str(file) for folder in folders for file in _visible_files(folder) if not _kind(file)]
+    if not files:
+        return ""
+    more = f", ... ({len(files) - NAMED} more)" if len(files) > NAMED else ""
+    count = "1 file of another kind" if len(files) == 1 else f"{len(files)} files of other kinds"
+    return f"left out: {count}: {', '.join(files[:NAMED])}{more}; read are {', '.join(SUFFIXES)}"
+
+
+def _visible_files(folder: epath.Path) -> list[epath.Path]:
+    local, seen, files = "://" not in os.fspath(folder), set(), []
+    for where, below, names in os.walk(folder, onerror=_refuse, followlinks=True) if local else folder.walk():
+        if local and (real := os.path.realpath(where)) in seen:  # a link back up, or a second one to the same place
+            below.clear()
+            continue
+        if local:
+            seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        files += [epath.Path(where) / name for name in names if not name.startswith(".")]
+    return sorted(files, key=str)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); name folders that can") from error
+
+
+def _kind(file: epath.Path) -> str | None:
+    return next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), None)
 
 
 def read_documents(paths: Sequence[epath.PathLike], text_field: str = "text") -> Iterator[Document]:
@@ -57,17 +102,28 @@ def read_documents(paths: Sequence[epath.PathLike], text_field: str = "text") ->
 
 
 def _read(file: epath.Path, text_field: str) -> Iterator[Document]:
+    kind = _kind(file)
     try:
         with file.open("rb") as stream:
-            if file.name.endswith(".txt"):
+            if compression := COMPRESSIONS.get(os.path.splitext(kind)[1]):
+                # Unlike the readers of Python's own libraries, Arrow's notices for both when the end is missing.
+                compressed = pyarrow.PythonFile(stream, mode="r")
+                stream = io.BufferedReader(pyarrow.CompressedInputStream(compressed, compression))
+            if kind.startswith(".txt"):
                 yield _read_text(file, stream)
-            elif file.name.endswith(".parquet"):
+            elif kind == ".parquet":
                 yield from _read_parquet(file, stream, text_field)
             else:
                 yield from _read_jsonl(file, stream, text_field)
     except (OSError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{file}: cannot be read ({reason}); is it complete and of the kind its name says?") from error
+        advice = "is it complete and of the kind its name says?"
+        if "too much memory" in reason:  # zstd --long=28 and more
+            advice = (
+                "its zstd window is larger than the 128 MiB that are read; compress it again without --long "
+                f"(zstd -d --long=31 -c {file.name} | zstd > NEW.zst)"
+            )
+        raise UserError(f"{file}: cannot be read ({reason}); {advice}") from error
 
 
 def _read_text(file: epath.Path, stream: io.IOBase) -> Document:
@@ -82,10 +138,6 @@ def _read_text(file: epath.Path, stream: io.IOBase) -> Document:
 
 
 def _read_jsonl(file: epath.Path, stream: io.IOBase, text_field: str) -> Iterator[Document]:
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix)
-    if compression:
-        # Unlike the readers of Python's own libraries, Arrow's notices for both kinds when the end is missing.
-        stream = io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), compression))
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
@@ -96,6 +148,8 @@ def _read_jsonl(file: epath.Path, stream: io.IOBase, text_field: str) -> Iterato
             raise UserError(f"{origin}: not UTF-8: byte {error.start} of the line") from error
         except ValueError as error:
             raise UserError(f"{origin}: not JSON ({error})") from error
+        except RecursionError as error:
+            raise UserError(f"{origin}: nested too deeply; expected an object with {text_field!r}") from error
         if not isinstance(record, dict):
             raise UserError(f"{origin}: expected a JSON object with {text_field!r}, found a {type(record).__name__}")
         if text_field not in record:

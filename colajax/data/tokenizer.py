@@ -3,6 +3,7 @@
 Text never becomes a special token: a "<pad>" or "<|endoftext|>" written in a text is encoded like any other characters.
 """
 
+import functools
 import hashlib
 import io
 import re
@@ -48,6 +49,15 @@ class Tokenizer(ABC):
         `train_sentencepiece` makes and with byte-level BPE (OLMo 2). A SentencePiece model that puts a dummy space
         before every text (LLaMA 2) drops it again here, and with it the first space of a continuation.
         """
+
+    @functools.cached_property
+    def joins(self) -> bool:
+        """Whether a text may be encoded in sections: the ids of its sections, one after the other, are the text.
+
+        Not so where a tokenizer puts a dummy space before every text, or drops the whitespace around one.
+        """
+        sections = ("a\n\n", "a\n", "a ", "a")
+        return all(self.decode(self.encode(section) + self.encode("b")) == section + "b" for section in sections)
 
 
 class SentencePieceTokenizer(Tokenizer):
