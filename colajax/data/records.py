@@ -19,7 +19,6 @@ splits, and an end of text stands after each stretch of one split.
 import bisect
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -31,6 +30,7 @@ from etils import epath
 
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.errors import UserError
+from colajax.files import in_bucket
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)
@@ -204,7 +204,7 @@ def _check_shards(directory: epath.Path, shards: Sequence[Mapping]) -> None:
     for shard in shards:
         if shard["file"] not in listed and not (directory / shard["file"]).is_file():
             raise UserError(f"{directory / shard['file']}: missing; {AGAIN}")
-    if "://" in os.fspath(directory):
+    if in_bucket(directory):
         return
     with ThreadPoolExecutor(16) as pool:  # a file server answers many at once
         lengths = pool.map(lambda shard: (directory / shard["file"]).stat().length, shards)

@@ -11,6 +11,7 @@ import pyarrow.parquet
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.files import files_under, in_bucket
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # A compressed .json file holds lines, as web corpora have it; a plain one is as likely to hold one value, or settings.
@@ -59,13 +60,15 @@ def left_out(paths: Sequence[epath.PathLike]) -> str:
 
 
 def _visible_files(folder: epath.Path) -> list[epath.Path]:
-    local, seen, files = "://" not in os.fspath(folder), set(), []
-    for where, below, names in os.walk(folder, onerror=_refuse, followlinks=True) if local else folder.walk():
-        if local and (real := os.path.realpath(where)) in seen:  # a link back up, or a second one to the same place
+    if in_bucket(folder):
+        found = ((str(file), file) for file in files_under(folder))
+        return [file for name, file in sorted(found) if "/." not in name.removeprefix(str(folder))]
+    seen, files = set(), []
+    for where, below, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:  # a link back up, or a second one to the same place
             below.clear()
             continue
-        if local:
-            seen.add(real)
+        seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
         files += [epath.Path(where) / name for name in names if not name.startswith(".")]
     return sorted(files, key=str)
