@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
+# gcsfs asks another service of Google's what kind of bucket it meets; where an identity may not ask that, at every call
+# again, with a warning. What it would do better for other kinds (folders that are objects) is not needed here.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 
 @contextlib.contextmanager
 def whole(path: epath.PathLike, *, last: str | None = None) -> Iterator[epath.Path]:
@@ -61,6 +65,16 @@ def files_under(folder: epath.Path) -> list[epath.Path]:
         scheme = os.fspath(folder).partition("://")[0]
         return [epath.Path(f"{scheme}://{found}") for found in system.find(name)]
     return [parent / name for parent, _, names in folder.walk() for name in names]
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+    """Gives a file another name beside its own, or in the same bucket, where that is a copy and a removal."""
+    if not in_bucket(source):
+        source.replace(target)
+        return
+    system, name = _file_system(source)
+    system.cp_file(name, _file_system(target)[1])
+    system.rm_file(name)
 
 
 def _file_system(path: epath.Path):

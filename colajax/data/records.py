@@ -19,6 +19,7 @@ splits, and an end of text stands after each stretch of one split.
 import bisect
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -30,7 +31,7 @@ from etils import epath
 
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.errors import UserError
-from colajax.files import in_bucket
+from colajax.files import in_bucket, move
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)
@@ -44,18 +45,25 @@ class ShardWriter:
     def __init__(self, directory: epath.Path, split: str, rows_per_shard: int):
         self._directory, self._split, self._rows_per_shard = directory, split, rows_per_shard
         self._writer: ArrayRecordWriter | None = None
+        # array_record reads from a bucket, but writes to local files alone.
+        self._local = tempfile.TemporaryDirectory(prefix="shards-") if in_bucket(directory) else None
         self._rows: list[int] = []  # of each shard so far
 
     def _unfinished(self, index: int) -> epath.Path:
         return self._directory / f"{self._split}-{index:05d}.unfinished"
+
+    def _written(self) -> epath.Path:
+        """Where the library writes the last shard."""
+        unfinished = self._unfinished(len(self._rows) - 1)
+        return epath.Path(self._local.name) / unfinished.name if self._local else unfinished
 
     def write(self, rows: np.ndarray) -> None:
         """Appends rows, uint32 [rows, sequence_length]."""
         for row in rows:
             if self._writer is None:
                 # One row a group: a random read decompresses one row.
-                self._writer = ArrayRecordWriter(str(self._unfinished(len(self._rows))), "group_size:1")
                 self._rows.append(0)
+                self._writer = ArrayRecordWriter(str(self._written()), "group_size:1")
             self._library(self._writer.write, row.astype("<u4").tobytes())
             self._rows[-1] += 1
             if self._rows[-1] == self._rows_per_shard:
@@ -65,6 +73,9 @@ class ShardWriter:
         if self._writer is not None:
             self._library(self._writer.close)
             self._writer = None
+            if self._local:
+                self._written().copy(self._unfinished(len(self._rows) - 1))
+                self._written().unlink()
 
     def _library(self, function, *args) -> None:
         try:
@@ -78,7 +89,7 @@ class ShardWriter:
         shards = []
         for index, rows in enumerate(self._rows):
             file = self._directory / f"{self._split}-{index:05d}-of-{len(self._rows):05d}.array_record"
-            self._unfinished(index).rename(file)
+            move(self._unfinished(index), file)
             shards.append({"file": file.name, "rows": rows, "bytes": file.stat().length})
         return shards
 
