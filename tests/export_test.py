@@ -154,8 +154,6 @@ def test_a_failed_check_leaves_nothing(exported, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="exists"):
         export(run, tmp_path, run_tokenizer(run), SETTINGS)
-    with pytest.raises(UserError, match="local folder"):
-        export(run, "gs://bucket/hf", run_tokenizer(run), SETTINGS)
     with pytest.raises(UserError, match="no checkpoint of step 7"):
         export(run, tmp_path / "hf", run_tokenizer(run), SETTINGS, step=7)
 

@@ -2,11 +2,12 @@
 
 python tools/export_hf.py --workdir RUN --out DIR [--step N] [--dtype bfloat16] [--skip_verify]
 
-DIR then holds cola_vae/ and, for a stage 2 run, cola_dit/ (config.json, model.safetensors or shards of 5 GB), the
+DIR then holds cola_vae/ and, for a stage 2 run, cola_dit/ (config.json, model.safetensors or shards of 2 GB), the
 PyTorch classes with which AutoModel.from_pretrained(DIR, trust_remote_code=True) loads it, the tokenizer, a model card
 (README.md), manifest.json (sha256 of every tensor) and, where torch is installed, certificate.json: that it computes
 what the run computes. It appears under its name only when complete. A run that does not fit in memory twice is exported
-with --skip_verify: the export itself holds one tensor at a time.
+with --skip_verify: the export itself holds one shard at a time. Every path may be in a bucket (gs://); then a shard
+passes through TMPDIR, for the comparison the whole export.
 """
 
 import argparse

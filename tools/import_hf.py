@@ -5,7 +5,8 @@ python tools/import_hf.py --hf DIR --workdir RUN [--step N] [--config FILE[:VARI
 RUN can then be generated from, evaluated and exported, and training goes on with it:
   python -m colajax.train --config RUN/config.json --workdir RUN --config.records=RECORDS
 The configuration says how; its model sections are the checkpoint's. The default is configs/cola_joint.py, or
-configs/cola_vae.py for a text VAE alone. The optimizer starts afresh; the records must be of its tokenizer.
+configs/cola_vae.py for a text VAE alone. The optimizer starts afresh; the records must be of its tokenizer. Both
+paths may be in a bucket (gs://), from which one tensor is read at a time.
 """
 
 import argparse

@@ -9,7 +9,6 @@ generation may differ by more where the run itself magnifies rounding. Needs tor
 """
 
 import argparse
-import pathlib
 
 from colajax.errors import run_main
 from colajax.evals.export_parity import CERTIFICATE, TOLERANCE, verify
@@ -21,7 +20,7 @@ def main() -> None:
     parser.add_argument("--hf", required=True, help="what tools/export_hf.py wrote")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"default {TOLERANCE:g}")
     args = parser.parse_args()
-    verify(args.workdir, pathlib.Path(args.hf), tolerance=args.tolerance)
+    verify(args.workdir, args.hf, tolerance=args.tolerance)
     print(f"{args.hf}/{CERTIFICATE}: passed")
 
 

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from etils import epath
 
 from colajax.data.tokenizer import pad_id_of
 from colajax.errors import UserError
 from colajax.files import write_whole
 from colajax.hf import layout, shards
 from colajax.hf.export import MANIFEST
+from colajax.hf.local_files import fetched
 from colajax.models.config import from_mapping
 from colajax.sampling.cola import Sampler
 from colajax.sampling.load import run_tokenizer
@@ -45,17 +47,19 @@ class Difference(NamedTuple):
     rounding: float = 0.0
 
 
-def verify(workdir, hf: pathlib.Path, *, tolerance: float = TOLERANCE) -> list[Difference]:
+def verify(workdir, hf: epath.PathLike, *, tolerance: float = TOLERANCE) -> list[Difference]:
     """Compares, in float32, and writes certificate.json into `hf`. Raises UserError on a difference above `tolerance`
     that rounding does not explain, the certificate saying so. Weights are compared as the export holds them: rounded,
-    where it is bfloat16."""
+    where it is bfloat16. An export in a bucket is fetched whole: torch loads local files."""
+    hf = epath.Path(hf)
     path = hf / MANIFEST
     if not path.exists():
         raise UserError(f"{hf}: no {MANIFEST} there; expected a folder that tools/export_hf.py wrote")
     manifest = json.loads(path.read_text())
-    table = [Difference("tensors that differ from the manifest", _wrong_digests(hf, manifest))]
-    if not table[0].largest:
-        table += _compare(workdir, hf, manifest)
+    with fetched(hf) as local:
+        table = [Difference("tensors that differ from the manifest", _wrong_digests(local, manifest))]
+        if not table[0].largest:
+            table += _compare(workdir, local, manifest)
     failed = [row.what for row in table if not row.largest <= max(tolerance, row.rounding)]
     certificate = {
         "passed": not failed,
@@ -64,7 +68,7 @@ def verify(workdir, hf: pathlib.Path, *, tolerance: float = TOLERANCE) -> list[D
         "differences": {row.what: row.largest for row in table},
         "rounding": {row.what: row.rounding for row in table if row.rounding},
         "manifest_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "versions": {package: _version(package) for package in _PACKAGES},
     }
     write_whole(hf / CERTIFICATE, json.dumps(certificate, indent=2) + "\n")
     width = max(len(row.what) for row in table)
@@ -74,6 +78,13 @@ def verify(workdir, hf: pathlib.Path, *, tolerance: float = TOLERANCE) -> list[D
     if failed:
         raise UserError(f"{hf}: differs from {workdir} by more than {tolerance:g} in {', '.join(failed)}")
     return table
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from a folder on PYTHONPATH
 
 
 def _wrong_digests(hf: pathlib.Path, manifest: dict) -> int:

@@ -3,8 +3,9 @@
 import datetime
 import json
 import pathlib
-import shutil
 from collections.abc import Callable
+
+from etils import epath
 
 from colajax.data.tokenizer import SentencePieceTokenizer, Tokenizer, pad_id_of
 from colajax.errors import UserError
@@ -32,17 +33,15 @@ IMPORTED = "imported.json"  # in a workdir: what an import found in config.json 
 
 def export(
     workdir, out, tokenizer: Tokenizer, settings: dict, *, step: int | None = None, dtype: str = "float32",
-    check: Callable[[pathlib.Path], None] | None = None,
+    check: Callable[[epath.Path], None] | None = None,
 ) -> int:  # fmt: skip
-    """Exports the checkpoint of `step` (the latest by default) to the local folder `out` and returns the step.
+    """Exports the checkpoint of `step` (the latest by default) to the folder `out` and returns the step.
 
     `out` must not exist; it appears when everything is in it and `check`, given the finished folder, has not raised.
     settings: of generation, as generation_config.json is to have them. Raises UserError on a run or a tokenizer that
     cannot be exported.
     """
-    if "://" in str(out):
-        raise UserError(f"{out}: expected a local folder; export there, then copy it")
-    out = pathlib.Path(out)
+    out = epath.Path(out)
     if out.exists():
         raise UserError(f"{out}: exists; remove it or name another folder")
     config = run_config(workdir)
@@ -67,9 +66,9 @@ def export(
     return step
 
 
-def _write_models(partial: pathlib.Path, workdir, config: dict, params: dict, dtype: str) -> dict[str, str]:
+def _write_models(partial: epath.Path, workdir, config: dict, params: dict, dtype: str) -> dict[str, str]:
     """The folder of each part. Returns {"cola_vae/encoder.wte.weight": sha256, ...}."""
-    kept = pathlib.Path(workdir) / IMPORTED
+    kept = epath.Path(workdir) / IMPORTED
     imported = json.loads(kept.read_text()) if kept.exists() else {}
     digests = {}
     for group, tree in params.items():
@@ -85,11 +84,11 @@ def _write_models(partial: pathlib.Path, workdir, config: dict, params: dict, dt
         )  # fmt: skip
         digests |= {f"{kind.folder}/{name}": digest for name, digest in saved.items()}
         for file in code:
-            shutil.copy(_CODE / file, partial / kind.folder)
+            (partial / kind.folder / file).write_bytes((_CODE / file).read_bytes())
     return digests
 
 
-def _write_whole(partial: pathlib.Path, config: dict, tokenizer: Tokenizer, settings: dict, dtype: str) -> None:
+def _write_whole(partial: epath.Path, config: dict, tokenizer: Tokenizer, settings: dict, dtype: str) -> None:
     """What makes one model of the two parts: its configuration, its classes, its generation settings."""
     special = {"pad_token_id": pad_id_of(tokenizer, config["vae"]["vocab_size"]), "eos_token_id": tokenizer.eos_id}
     whole = {
@@ -102,8 +101,8 @@ def _write_whole(partial: pathlib.Path, config: dict, tokenizer: Tokenizer, sett
     _write_json(partial / "config.json", whole)
     _write_json(partial / "generation_config.json", settings | special | {"do_sample": True})
     for file in _WHOLE_CODE:
-        shutil.copy(_CODE / file, partial)
+        (partial / file).write_bytes((_CODE / file).read_bytes())
 
 
-def _write_json(path: pathlib.Path, content: dict) -> None:
+def _write_json(path: epath.Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from colajax.data.tokenizer import Tokenizer, load_tokenizer, pad_id_of
@@ -19,9 +19,9 @@ from colajax.train.state import state_shapes
 from colajax.train.stored import create_zeros, open_arrays
 
 
-def groups_in(hf) -> dict[str, pathlib.Path]:
+def groups_in(hf) -> dict[str, epath.Path]:
     """The parameter groups that a checkpoint holds, with their folders. UserError where there is no text VAE."""
-    found = {group: pathlib.Path(hf) / kind.folder for group, kind in layout.KINDS.items()}
+    found = {group: epath.Path(hf) / kind.folder for group, kind in layout.KINDS.items()}
     found = {group: folder for group, folder in found.items() if folder.is_dir()}
     if "vae" not in found:
         raise UserError(f"{hf}: no {layout.VAE.folder}/ there; expected a checkpoint in the released layout")
@@ -29,13 +29,13 @@ def groups_in(hf) -> dict[str, pathlib.Path]:
 
 
 def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
-    """Makes `workdir`, a run at `step`, from the checkpoint in the local folder `hf`, one tensor at a time.
+    """Makes `workdir`, a run at `step`, from the checkpoint in the folder `hf`, one tensor at a time.
 
     config: of the stage that the checkpoint fits; its model sections give way to the checkpoint's. The optimizer's
     state is fresh, and the frozen encoder of stage 2 is the imported one. The records are those of the first training.
     Raises UserError on anything that does not fit; `workdir`, which must not exist, appears when complete.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = epath.Path(workdir)
     if workdir.exists():
         raise UserError(f"{workdir}: exists; remove it or name another folder")
     folders = groups_in(hf)
@@ -46,9 +46,9 @@ def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
     config = ConfigDict(config.to_dict())
     for group, model in opened.items():
         config[group] = dataclasses.asdict(model.config)
-    tokenizer = _tokenizer(pathlib.Path(hf))
+    tokenizer = _tokenizer(epath.Path(hf))
 
-    def write(partial: pathlib.Path) -> None:
+    def write(partial: epath.Path) -> None:
         for group, model in opened.items():
             write_group(partial, group, names.from_hf(layout.KINDS[group].names, model.shapes, model.read))
         kept = {layout.KINDS[group].folder: {"config": model.json, "tables": layout.as_lists(model.tables)}
@@ -59,7 +59,7 @@ def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
 
 
 def make_run(
-    workdir: pathlib.Path, config: ConfigDict, tokenizer: Tokenizer, write: Callable[[pathlib.Path], None], *,
+    workdir: epath.Path, config: ConfigDict, tokenizer: Tokenizer, write: Callable[[epath.Path], None], *,
     step: int = 0,
 ) -> None:  # fmt: skip
     """Makes `workdir`, a run at `step` whose optimizer is fresh; `write`, given the unfinished folder with a checkpoint
@@ -82,9 +82,7 @@ def make_run(
         (partial / "config.json").write_text(json.dumps({**config.to_dict(), "facts": facts}, indent=2) + "\n")
 
 
-def write_group(
-    workdir: pathlib.Path, group: str, parameters: Iterable[tuple[str, int | None, np.ndarray]]
-) -> None:
+def write_group(workdir: epath.Path, group: str, parameters: Iterable[tuple[str, int | None, np.ndarray]]) -> None:
     """Writes (path, layer, array), as `names.from_hf` yields them, into the parameters of one group; the encoder also
     where the stage keeps a frozen one."""
     _, params = open_arrays(workdir, write=True)
@@ -97,7 +95,7 @@ def write_group(
             target[... if layer is None else layer] = array
 
 
-def _tokenizer(hf: pathlib.Path) -> Tokenizer:
+def _tokenizer(hf: epath.Path) -> Tokenizer:
     """An export's own .model is what its records were made with; the .json is a conversion of it."""
     for name in ("tokenizer.model", "tokenizer.json"):
         if (hf / name).exists():

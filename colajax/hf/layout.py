@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from etils import epath
 
 from colajax.errors import UserError
@@ -83,29 +80,23 @@ def read_config(kind: Kind, folder) -> tuple[VAEConfig | DiTConfig, dict]:
     return from_mapping(kind.config_class, known, str(path)), found
 
 
-def _tensor_files(folder) -> dict[str, epath.Path]:
-    """Tensor name -> file that holds it, from the index or the single file."""
-    folder = epath.Path(folder)
+def _stored_tensors(folder: epath.Path) -> dict[str, shards.Stored]:
+    """The tensors of a model by name, from the shards that an index names or from the single file."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        try:
-            listed = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError):
-            raise UserError(f"{index}: no readable weight_map; expected a safetensors index") from None
-        return {name: folder / file for name, file in listed.items()}
-    if not single.exists():
-        raise UserError(f"{folder}: expected model.safetensors or model.safetensors.index.json")
-    with _open(single) as file:
-        return dict.fromkeys(file.keys(), single)
-
-
-def _open(path):
+    if not index.exists():
+        if not single.exists():
+            raise UserError(f"{folder}: expected model.safetensors or model.safetensors.index.json")
+        return shards.stored_in(single)
     try:
-        return safetensors.safe_open(os.fspath(path), framework="numpy")
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, though the index names it; copy the missing shard") from None
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = dict.fromkeys(weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{index}: no readable weight_map; expected a safetensors index") from None
+    files = {file: shards.stored_in(folder / file) for file in files}
+    for name, file in weight_map.items():
+        if name not in files[file]:
+            raise UserError(f"{folder / file}: tensor {name} is not in it, though the index says so")
+    return {name: files[file][name] for name, file in weight_map.items()}
 
 
 class OpenModel(NamedTuple):
@@ -122,15 +113,11 @@ class OpenModel(NamedTuple):
 def open_model(kind: Kind, folder) -> OpenModel:
     """Opens a model without reading its parameters. Raises UserError naming the file and the tensors on anything that
     does not fit."""
+    folder = epath.Path(folder)
     config, found = read_config(kind, folder)
-    where = _tensor_files(folder)
-    files = {path: _open(path) for path in set(where.values())}
-    for name, path in where.items():
-        if name not in files[path].keys():  # noqa: SIM118  (a safetensors handle is no mapping)
-            raise UserError(f"{path}: tensor {name} is not in it, though the index says so")
-    present = {name: tuple(files[path].get_slice(name).get_shape()) for name, path in where.items()}
-    # Opened for each tensor: the pages of a file that stays mapped would count as memory of ours.
-    read = lambda name: _open(where[name]).get_tensor(name)  # noqa: E731
+    stored = _stored_tensors(folder)
+    present = {name: tensor.shape for name, tensor in stored.items()}
+    read = lambda name: stored[name].read()  # noqa: E731
     tables = _take_rope_tables(config, present, read, folder) if kind is DIT else {}
     shapes = functional(kind, config).shapes()
     names.check_tensors(kind.names, shapes, config, present, str(folder))
@@ -200,12 +187,12 @@ def save(
     kind: Kind, config, params: dict, folder, *, dtype="float32", found: dict | None = None, tables: dict | None = None,
     auto_map: dict | None = None, shard_bytes: int = shards.SHARD_BYTES,
 ) -> dict[str, str]:  # fmt: skip
-    """Writes config.json and the weights into the local `folder`, which must not exist.
+    """Writes config.json and the weights into `folder`, which must not exist.
 
     params: our tree, of anything that numpy reads (TensorStore arrays are read one layer at a time). `found` and
     `tables`: `json` and `tables` of the model it was read from, if any. Returns the sha256 of each tensor.
     """
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists; remove it or name another folder")
     folder.mkdir(parents=True)
