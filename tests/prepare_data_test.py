@@ -1,6 +1,7 @@
 """Text to records: what comes out against the text that went in, and the command lines on bad input."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from colajax.data import prepare as prepare_module
 from colajax.data import workers as workers_module
-from colajax.data.packing import sections
+from colajax.data.packing import SECTION_BYTES, sections
 from colajax.data.prepare import prepare
 from colajax.data.records import Records, digest, read_metadata
-from colajax.data.tokenizer import train_sentencepiece
+from colajax.data.tokenizer import load_tokenizer, train_sentencepiece
 from colajax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -381,6 +383,44 @@ def test_a_worker_that_is_killed_for_memory_is_one_line_that_says_what_to_do(stu
     assert "fewer --workers" in errors
     assert errors.count("\n") == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_long_document_keeps_its_text_with_a_dummy_space_too(tmp_path):
+    """LLaMA's tokenizer: in sections, each would begin with a space of its own."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(DOCUMENTS), model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=3,
+        pad_id=3, unk_id=0, bos_id=1, eos_id=2,
+    )  # fmt: skip
+    (tmp_path / "t.model").write_bytes(model.getvalue())
+    texts = [LONG, *DOCUMENTS]
+    out = tmp_path / "r"
+    prepare([_corpus(tmp_path / "a.jsonl", texts)], tmp_path / "t.model", out, 60_000, workers=2, seed=3)
+    tokenizer = load_tokenizer(tmp_path / "t.model")
+    found = [text for name in ("train", "validation") for text in _pieces(Records.open(out, name), tokenizer)]
+    assert len(LONG) > 5 * SECTION_BYTES
+    assert sorted(found) == sorted(texts)
+
+
+def test_a_tokenizer_that_cannot_be_exported_or_loses_text_is_refused_before_any_work(corpus, tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(DOCUMENTS), model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=3,
+        pad_id=3, user_defined_symbols=["river"],
+    )  # fmt: skip
+    (tmp_path / "t.model").write_bytes(model.getvalue())
+    (tmp_path / "t.json").write_text(
+        '{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": {"type": '
+        '"WordLevel", "vocab": {"a": 0, "<pad>": 1, "</s>": 2}, "unk_token": "a"}}'
+    )
+    for name, message in (("t.model", "user-defined"), ("t.json", "'<pad>' is an ordinary word in it too")):
+        arguments = ["--input", corpus, "--tokenizer", tmp_path / name, "--out", tmp_path / "r"]
+        done = _tool("prepare_data.py", *arguments, "--sequence_length", 64)
+        assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+        assert f"{tmp_path / name}: " in done.stderr
+        assert message in done.stderr
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_file_of_another_kind_is_named_by_both_command_lines(corpus, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -135,6 +136,39 @@ def test_a_word_vocabulary_with_pad_among_its_words_never_yields_it(tmp_path):
     assert (loaded.pad_id, loaded.eos_id, loaded.vocab_size) == (2, None, 8)
     assert loaded.encode("fox <pad> dog cat") == [1, 7, 0]
     assert loaded.decode([1, 2, 7]) == "fox dog"
+    assert loaded.lost_words == ["<pad>"]
+
+
+@given(text=any_text)
+@example("a<|endoftext|>b <|pad|>")
+def test_special_tokens_that_a_file_lists_as_ordinary_are_no_less_special(byte_level, nonspecial, text):
+    ids = nonspecial.encode(text)
+    assert ids == byte_level.encode(text)
+    assert nonspecial.decode(ids) == text
+    assert not {nonspecial.pad_id, nonspecial.eos_id} & set(ids)
+    assert nonspecial.decode([*ids, nonspecial.eos_id, nonspecial.pad_id]) == text
+    assert nonspecial.lost_words == byte_level.lost_words == []
+
+
+@pytest.fixture(scope="module")
+def nonspecial(byte_level, tmp_path_factory):
+    file = json.loads(byte_level.path.read_text())
+    for token in file["added_tokens"]:
+        token["special"] = token["content"] == "<|im_end|>"
+    path = tmp_path_factory.mktemp("nonspecial") / "tokenizer.json"
+    path.write_text(json.dumps(file))
+    return load_tokenizer(path)
+
+
+def test_a_dummy_space_is_not_doubled_where_a_text_is_encoded_in_sections(trained, byte_level, tmp_path):
+    assert trained.joins
+    assert byte_level.joins
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS[0].splitlines()), model_writer=model, vocab_size=40, minloglevel=2
+    )
+    (tmp_path / "other.model").write_bytes(model.getvalue())
+    assert not load_tokenizer(tmp_path / "other.model").joins
 
 
 def test_files_that_are_no_tokenizer_are_named(tmp_path, trained):

@@ -25,7 +25,7 @@ def main() -> None:
     run = load_run(args.workdir, args.step)
     answers = run.sampler.generate([run.tokenizer.encode(prompt) for prompt in args.prompt], settings)
     for prompt, answer in zip(args.prompt, answers, strict=True):
-        print(f"{prompt}|{run.tokenizer.decode(answer)}\n")
+        print(f"{prompt}|{run.tokenizer.decode_continuation(answer)}\n")
 
 
 if __name__ == "__main__":

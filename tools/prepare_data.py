@@ -15,8 +15,12 @@ import os
 import signal
 import sys
 
+from etils import epath
+
 from colajax.data.prepare import prepare
+from colajax.data.tokenizer import load_tokenizer
 from colajax.errors import run_main
+from colajax.hf.tokenizer_json import tokenizer_json
 
 
 def main() -> None:
@@ -33,6 +37,10 @@ def main() -> None:
     args = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing unfinished is left
+    if not epath.Path(args.out).exists():
+        tokenizer_json(
+            load_tokenizer(args.tokenizer)
+        )  # what cannot be exported after the training is refused before it
     metadata = prepare(
         args.input,
         args.tokenizer,

@@ -61,6 +61,10 @@ def prepare(
     for name, token_id in (("padding", tokenizer.pad_id), ("end-of-text", tokenizer.eos_id)):
         if token_id is None:
             raise UserError(f"{tokenizer.path}: has no {name} token, which packing needs; use another tokenizer")
+    for word in tokenizer.lost_words:
+        raise UserError(
+            f"{tokenizer.path}: {word!r} is an ordinary word in it too, and a text would lose it; use another tokenizer"
+        )
     metadata = {
         "format_version": FORMAT_VERSION,
         "sequence_length": sequence_length,

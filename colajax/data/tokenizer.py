@@ -6,9 +6,10 @@ Text never becomes a special token: a "<pad>" or "<|endoftext|>" written in a te
 import functools
 import hashlib
 import io
+import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import sentencepiece
 import tokenizers
@@ -29,6 +30,7 @@ class Tokenizer(ABC):
         digest: sha256 of that file's bytes, in hex.
         vocab_size: the largest id + 1.
         pad_id, eos_id: the padding and the end-of-text id; None where the file has none.
+        lost_words: names of these two that the file also holds as ordinary words: `encode` leaves them out of a text.
     """
 
     path: epath.Path
@@ -36,6 +38,7 @@ class Tokenizer(ABC):
     vocab_size: int
     pad_id: int | None
     eos_id: int | None
+    lost_words: Sequence[str] = ()
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -45,10 +48,14 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens dropped, U+FFFD where bytes do not make a character.
 
-        Ids that continue a text keep their leading space where the file lets them: always with the tokenizers that
-        `train_sentencepiece` makes and with byte-level BPE (OLMo 2). A SentencePiece model that puts a dummy space
-        before every text (LLaMA 2) drops it again here, and with it the first space of a continuation.
+        Of ids that continue a text, a tokenizer that puts a dummy space before every text (LLaMA 2) drops the first
+        space here: see `decode_continuation`.
         """
+
+    def decode_continuation(self, ids: Iterable[int]) -> str:
+        """The text of ids that continue another one, with the space that it may begin with."""
+        before = self.encode("a")
+        return self.decode([*before, *ids]).removeprefix(self.decode(before))
 
     @functools.cached_property
     def joins(self) -> bool:
@@ -70,10 +77,11 @@ class SentencePieceTokenizer(Tokenizer):
         self._lower_block = self._byte_pieces("\u2581")
 
     def _byte_pieces(self, character: str) -> list[int] | None:
-        """The byte pieces of a character; None if the model has no byte pieces or puts a dummy space before texts."""
+        """The byte pieces of a character; None if the model has no byte pieces or does not keep a text as it is."""
         ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
+        keeps = self._processor.decode(self._processor.encode(" a  a ")) == " a  a "
         dummy_space = self._processor.encode("a", out_type=str)[0].startswith("\u2581")
-        return None if dummy_space or not all(map(self._processor.is_byte, ids)) else ids
+        return ids if keeps and not dummy_space and all(map(self._processor.is_byte, ids)) else None
 
     def encode(self, text: str) -> list[int]:
         if self._lower_block is None:
@@ -92,12 +100,22 @@ class SentencePieceTokenizer(Tokenizer):
 class JsonTokenizer(Tokenizer):
     def __init__(self, blob: bytes):
         self._tokenizer = tokenizers.Tokenizer.from_str(blob.decode())
+        self.pad_id = self._first_id(PAD_NAMES)
+        self.eos_id = self._first_id(EOS_NAMES)
+        file = json.loads(blob)
+        for token in file["added_tokens"]:  # some files list them as ordinary: their names would then be found in texts
+            token["special"] |= token["id"] in (self.pad_id, self.eos_id)
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(file))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # that is: as ordinary text
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.pad_id = self._first_id(PAD_NAMES)
-        self.eos_id = self._first_id(EOS_NAMES)
+        self.lost_words = [
+            self._tokenizer.id_to_token(i)
+            for i in (self.pad_id, self.eos_id)
+            if i is not None
+            and i in self._tokenizer.encode(self._tokenizer.id_to_token(i), add_special_tokens=False).ids
+        ]
 
     def _first_id(self, names: Iterable[str]) -> int | None:
         ids = map(self._tokenizer.token_to_id, names)
