@@ -16,11 +16,10 @@ from colajax.errors import UserError
 from colajax.parallel.mesh import make_mesh
 from colajax.planning.advice import refusal
 from colajax.planning.memory import state_bytes, whole_bytes
-from colajax.planning.plan import analytic_plan, target
+from colajax.planning.plan import analytic_plan, count_kept, target
 from colajax.planning.search import search
 from colajax.planning.topology import Topology, find_topology
 from colajax.stages import STAGES
-from colajax.train.checkpoint import count_kept
 from colajax.train.config import changed
 from colajax.train.optimizer import optimizer_of
 from colajax.train.state import abstract_state, fresh_state

@@ -49,10 +49,11 @@ QUICK_TO_COMPILE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 # python -m colajax.train that gets a signal when it is about to print the line of a step, once a folder is there:
 # python -c STOPPED SIGNAL STEP FOLDER, and what the training is given.
 STOPPED = """
-import os, pathlib, sys, time
+import os, sys, time
+from etils import epath
 from colajax.errors import run_main
 from colajax.train import __main__, loop
-number, at, first = int(sys.argv.pop(1)), int(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1))
+number, at, first = int(sys.argv.pop(1)), int(sys.argv.pop(1)), epath.Path(sys.argv.pop(1))
 line = loop.progress_line
 def line_and_signal(step, *rest):
     if step == at:

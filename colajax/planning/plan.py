@@ -20,7 +20,7 @@ from colajax.planning.interconnect import exposed_seconds, seconds
 from colajax.planning.memory import activation_bytes, state_bytes, whole_bytes
 from colajax.planning.schedule import Schedule
 from colajax.planning.topology import Topology
-from colajax.train.checkpoint import count_kept
+from colajax.train.checkpoint import LATEST
 from colajax.train.metrics import peak_of
 from colajax.train.optimizer import optimizer_of
 from colajax.train.state import TrainState, abstract_state
@@ -130,3 +130,11 @@ def target(plan: dict, config, *, steps: int | None = None, eflops: float | None
         hours = steps * plan["step_seconds"] / 3600
         found |= {"days": hours / 24, "chip_hours": hours * plan["chips"]}
     return found
+
+
+def count_kept(steps: int, checkpoint_every: int, keep_every: int) -> int:
+    """How many checkpoints a run holds that has come to `steps`, its last: see `train.checkpoint.Checkpoints`."""
+    both = math.lcm(checkpoint_every, keep_every)
+    before = (steps - 1) // checkpoint_every  # saved before the last
+    latest = {steps, *(checkpoint_every * (before - i) for i in range(min(LATEST - 1, before)))}
+    return steps // both + sum(step % both > 0 for step in latest)

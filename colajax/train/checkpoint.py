@@ -46,6 +46,7 @@ class Checkpoints:
                 # The loop decides when to save (intervals, the last step, a stop signal).
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.AnyPreservationPolicy(kept),
+                lightweight_initialize=True,  # or it reads a file of every checkpoint that is kept
             ),
         )
 
@@ -69,14 +70,6 @@ class Checkpoints:
         self._manager.close()
 
 
-def count_kept(steps: int, checkpoint_every: int, keep_every: int) -> int:
-    """How many checkpoints a run holds that has come to `steps`, its last: see `Checkpoints`."""
-    both = math.lcm(checkpoint_every, keep_every)
-    before = (steps - 1) // checkpoint_every  # saved before the last
-    latest = {steps, *(checkpoint_every * (before - i) for i in range(min(LATEST - 1, before)))}
-    return steps // both + sum(step % both > 0 for step in latest)
-
-
 def run_config(workdir) -> dict:
     """The configuration of the run in `workdir`, as saved when it began. Raises UserError where there is no run."""
     path = epath.Path(workdir) / "config.json"
@@ -88,7 +81,14 @@ def run_config(workdir) -> dict:
 def latest_step(workdir) -> int | None:
     """The last whole checkpoint of a run, or None where there is none yet."""
     folder = epath.Path(workdir) / FOLDER
-    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.exists() else None
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    # The newest first: in a bucket each is asked for by requests of its own.
+    whole = (step for step in sorted(steps, reverse=True) if _is_whole(folder / str(step)))
+    return next(whole, None)
+
+
+def _is_whole(path: epath.Path) -> bool:
+    return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
 
 
 def checkpoint_step(workdir, step: int | None = None) -> int:
@@ -112,7 +112,7 @@ def read_params(workdir, step: int | None = None, *, like: dict) -> tuple[int, d
     or some groups of it, of ShapeDtypeStructs with shardings."""
     step = checkpoint_step(workdir, step)
     folder = absolute(workdir) / FOLDER
-    options = ocp.CheckpointManagerOptions(create=False)
+    options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
     with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
         arguments = ocp.args.Composite(state=_restore({"params": like}, partial=True))

@@ -10,11 +10,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from etils import epath
 
 from colajax.errors import UserError
-from colajax.files import absolute
+from colajax.files import absolute, in_bucket
 from colajax.train.checkpoint import FOLDER, checkpoint_step
 from colajax.train.state import TrainState
+
+ORBAX = "0.12.8"  # whose layout of a checkpoint this file knows
 
 # A chunk may be a stack of small layers: it is kept, decoded, while they are taken out one after another.
 _CACHE = tensorstore.Context({"cache_pool": {"total_bytes_limit": 256 * 2**20}})
@@ -26,13 +29,11 @@ def open_arrays(workdir, step: int | None = None, *, part: str = "params", write
     default). Errors as in `checkpoint.checkpoint_step`."""
     step = checkpoint_step(workdir, step)
     state = absolute(workdir) / FOLDER / str(step) / "state"
-    metadata = json.loads((state / "_METADATA").read_text())
-    base = f"{state}/" if "://" in str(state) else {"driver": "file", "path": f"{state}/"}
-    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    base = f"{state}/" if in_bucket(state) else {"driver": "file", "path": f"{state}/"}
+    driver, paths = _layout(state)
     tree: dict = {}
-    for entry in metadata["tree_metadata"].values():
-        keys = [key["key"] for key in entry["key_metadata"]]
-        if keys[0] != part or entry["value_metadata"].get("skip_deserialize"):
+    for keys in paths:
+        if keys[0] != part:
             continue
         kvstore = {"driver": "ocdbt", "base": base, "path": ".".join(keys) + "/"}
         try:
@@ -47,6 +48,25 @@ def open_arrays(workdir, step: int | None = None, *, part: str = "params", write
             node = node.setdefault(key, {})
         node[keys[-1]] = array
     return step, tree
+
+
+def _layout(state: epath.Path) -> tuple[str, list[list[str]]]:
+    """The TensorStore driver and the key paths of the arrays in a checkpoint's `state`, from the file in which Orbax
+    notes them for itself: it promises nothing of it, so that what it was not seen to be is refused."""
+    file = state / "_METADATA"
+    try:
+        metadata = json.loads(file.read_text())
+        if not metadata["use_ocdbt"]:
+            raise ValueError("arrays that are not in OCDBT")
+        entries = metadata["tree_metadata"].values()
+        stored = [entry for entry in entries if not entry["value_metadata"]["skip_deserialize"]]
+        paths = [[key["key"] for key in entry["key_metadata"]] for entry in stored]
+        return "zarr3" if metadata["use_zarr3"] else "zarr", paths
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: not as orbax-checkpoint {ORBAX} writes it ({error!r}); copy the checkpoint again, or, if it was "
+            f"saved with another version (this is {ocp.__version__}), use the one that this was tested with"
+        ) from None
 
 
 def _open(spec: dict, write: bool, context: tensorstore.Context) -> tensorstore.TensorStore:
