@@ -111,7 +111,10 @@ def _clear_abandoned(path: epath.Path) -> None:
     mine = f"{path.name}.tmp-{socket.gethostname()}-"
     for found in path.parent.glob(f"{path.name}.tmp-*"):
         number = found.name.removeprefix(mine)
-        if found.name.startswith(mine) and number.isdigit() and not _runs(int(number)):
+        if not (found.name.startswith(mine) and number.isdigit()):
+            continue
+        # This process' own number: a container that is started again has the name and the number it had before.
+        if int(number) == os.getpid() or not _runs(int(number)):
             _remove(found)
 
 

@@ -198,6 +198,32 @@ def test_a_start_opens_one_shard_and_asks_once_for_the_length_of_each(folder, mo
     np.testing.assert_array_equal(batch, list(records))
 
 
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_damage_anywhere_is_one_line(folder, damaged, seed):
+    """Any file of the folder cut, overwritten, lengthened or shortened somewhere: read as it was, or refused."""
+    random = np.random.default_rng(seed)
+    for file in folder.iterdir():
+        shutil.copyfile(file, damaged / file.name)
+    file = damaged / sorted(path.name for path in folder.iterdir())[seed % 3]  # metadata, tokenizer, a shard
+    blob, at = file.read_bytes(), random.integers(file.stat().st_size)
+    length = int(random.integers(40))
+    middle = (b"", bytes(random.integers(0, 256, length, np.uint8)))[random.integers(2)]
+    file.write_bytes(blob[:at] + middle + (b"", blob[at + length :], blob[at:])[random.integers(3)])
+    try:
+        for split in ("train", "validation"):
+            records = Records.open(damaged, split)
+            records.tokenizer()
+            assert records.read(range(len(records))).shape == (len(records), LENGTH)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged")
+
+
 def test_a_flipped_bit_ends_in_one_line_not_in_wrong_tokens(copy):
     shard = sorted(copy.glob("train-*"))[0]
     blob = bytearray(shard.read_bytes())

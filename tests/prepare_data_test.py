@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -250,6 +251,7 @@ def test_bad_settings_and_an_empty_split_are_refused_without_a_trace(corpus, tok
     short.write_text("One section alone.")
     for arguments, message in (
         ({"sequence_length": 1}, "sequence_length 1"),
+        ({"sequence_length": 10**15}, "sequence_length 1000000000000000: expected 2 to 1048576"),
         ({"validation_fraction": 0.0}, "validation_fraction 0.0"),
         ({"inputs": [short]}, "nothing fell to validation: the text is too short to be divided"),
         ({"inputs": [short], "validation_fraction": 1 - 1e-9}, "nothing fell to train: the text is too short"),
@@ -363,6 +365,16 @@ def test_killed_it_leaves_no_worker_and_the_next_start_clears_what_it_left(stuck
     assert list((tmp_path / "out").iterdir())
     prepare([corpus], tokenizer.path, tmp_path / "out" / "r", 64)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["r"]
+
+
+def test_what_the_same_container_left_before_it_was_started_again_is_in_nobodys_way(corpus, tokenizer, tmp_path):
+    """Its processes have the numbers they had, and its machine the name."""
+    left = tmp_path / f"r.tmp-{socket.gethostname()}-{os.getpid()}"
+    left.mkdir()
+    (left / "train-00000.unfinished").write_text("half")
+    prepare([corpus], tokenizer.path, tmp_path / "r", 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+    assert not list((tmp_path / "r").glob("*.unfinished"))
 
 
 def test_terminated_it_leaves_nothing(stuck, tmp_path):

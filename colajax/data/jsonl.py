@@ -19,4 +19,6 @@ def write_jsonl(path: epath.PathLike, texts: Iterable[str]) -> None:
             for text in texts:
                 lines.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give a path that you may write") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); give a path that you may write"
+        ) from error

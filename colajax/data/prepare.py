@@ -23,6 +23,7 @@ from colajax.files import whole
 
 WINDOW_TOKENS = 2**24  # packed together; 64 MiB a split
 PROGRESS_SECONDS = 10
+LONGEST_ROW = 2**20  # packing keeps a list of so many; a row is read whole
 
 
 def prepare(
@@ -102,8 +103,8 @@ def prepare(
 
 
 def _check_ranges(sequence_length: int, validation_fraction: float, workers: int, rows_per_shard: int) -> None:
-    if sequence_length < 2:
-        raise UserError(f"sequence_length {sequence_length}: expected at least 2")
+    if not 2 <= sequence_length <= LONGEST_ROW:
+        raise UserError(f"sequence_length {sequence_length}: expected 2 to {LONGEST_ROW}")
     if not 0 < validation_fraction < 1:
         raise UserError(f"validation_fraction {validation_fraction}: expected a number between 0 and 1")
     if workers < 1:
@@ -126,7 +127,7 @@ def _existing(out: epath.Path, wanted: dict) -> dict:
     found, remedy = read_metadata(out), "remove it or choose another --out"
     version, now = found["format_version"], wanted["format_version"]
     for key, value in identity(wanted | {"format_version": version}).items():
-        if (other := identity(found)[key]) != value:
+        if (other := identity(found).get(key)) != value:
             detail = "" if isinstance(value, list) else f" ({other}, now {value})"
             raise UserError(f"{out}: already there with another {key}{detail}; {remedy}")
     for split in SPLITS:

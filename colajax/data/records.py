@@ -169,16 +169,30 @@ def read_metadata(directory: epath.PathLike) -> dict:
         metadata = json.loads(file.read_text())
         version = metadata["format_version"]
         if version in READ_VERSIONS:  # then what every reader needs is there
-            identity(metadata)
-            for name, split in metadata["splits"].items():
-                if split["rows"] != sum(shard["rows"] for shard in split["shards"]):
-                    raise ValueError(f"the shards of {name} have not its {split['rows']} rows")
-    except (ValueError, KeyError, TypeError) as error:
+            _check_complete(metadata)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise UserError(f"{file}: damaged ({error!r}); prepare the records again") from error
     if version not in READ_VERSIONS:
         read = " and ".join(map(str, READ_VERSIONS))
         raise UserError(f"{file}: format_version {version}, but this code reads {read}; prepare it again")
     return metadata
+
+
+def _check_complete(metadata: Mapping) -> None:
+    """Raises one of several exceptions, or ValueError, where something is missing that a reader needs."""
+    identity(metadata)
+    tokenizer = metadata["tokenizer"]
+    numbers = [metadata["sequence_length"], tokenizer["vocab_size"], tokenizer["pad_id"], tokenizer["eos_id"]]
+    names = [tokenizer["file"], tokenizer["digest"]]
+    for name, split in metadata["splits"].items():
+        numbers += [number for shard in split["shards"] for number in (shard["rows"], shard["bytes"])]
+        names += [shard["file"] for shard in split["shards"]]
+        if split["rows"] != sum(shard["rows"] for shard in split["shards"]):
+            raise ValueError(f"the shards of {name} have not its {split['rows']} rows")
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a number is not one")
+    if not all(isinstance(name, str) and name and "/" not in name for name in names):
+        raise ValueError("a name is not one")
 
 
 def identity(metadata: Mapping) -> dict:

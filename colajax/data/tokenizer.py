@@ -145,8 +145,8 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
         raise UserError(f"{path}: expected a SentencePiece .model or a Hugging Face tokenizer.json")
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer file")
-    blob = path.read_bytes()
     try:
+        blob = path.read_bytes()
         tokenizer = kind(blob)
     except Exception as error:  # both libraries raise bare Exception or RuntimeError
         reason = " ".join(str(error).split())
