@@ -448,6 +448,14 @@ def test_a_file_of_another_kind_is_named_by_both_command_lines(corpus, tmp_path)
     assert done.stdout.count("report.docx") == 1
 
 
+@pytest.mark.parametrize("count", ["0", "-3", "9" * 30])
+def test_make_corpus_refuses_numbers_of_stories_that_there_are_not(tmp_path, count):
+    done = _tool("make_corpus.py", "--kind", "stories", "--out", tmp_path / "a.jsonl", "--count", count)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: --count {count}: expected 1 to 10000000 stories\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_train_tokenizer_ends_with_status_2_and_no_files(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     done = _tool("train_tokenizer.py", "--input", tmp_path, "--out", tmp_path / "t.model", "--vocab_size", 300)

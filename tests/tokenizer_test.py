@@ -103,6 +103,9 @@ def test_training_learns_pieces_is_deterministic_and_reports_a_smaller_vocabular
 def test_training_refuses_what_cannot_work_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r"vocab_size 100: this text needs at least \d+"):
         train_sentencepiece(TEXTS, tmp_path / "t.model", 100)
+    for size in (0, 10**14):
+        with pytest.raises(UserError, match=f"vocab_size {size}: expected"):
+            train_sentencepiece(TEXTS, tmp_path / "t.model", size)
     with pytest.raises(UserError, match="no text"):
         train_sentencepiece(["", " \n"], tmp_path / "t.model", 300)
     with pytest.raises(UserError, match=r"must end in \.model"):

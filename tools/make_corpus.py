@@ -17,6 +17,8 @@ from colajax.data.jsonl import write_jsonl
 from colajax.errors import UserError, run_main
 from colajax.stories.grammar import stories
 
+MOST_STORIES = 10_000_000  # more would fill memory, and the world has not without end
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,8 +30,8 @@ def main() -> None:
 
     if args.kind == "stories":
         count = 60_000 if args.count is None else args.count
-        if count < 1:
-            raise UserError(f"--count {count}: expected at least 1 story; give a positive number")
+        if not 1 <= count <= MOST_STORIES:
+            raise UserError(f"--count {count}: expected 1 to {MOST_STORIES} stories")
         write_jsonl(args.out, stories(args.seed or 0, count))
     elif args.count is not None or args.seed is not None:
         raise UserError("--count and --seed are for --kind stories: docstrings are what is installed; leave them out")

@@ -19,6 +19,7 @@ from colajax.errors import UserError
 from colajax.files import write_whole
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]")
+LARGEST_VOCABULARY = 2**24
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 
 
@@ -176,8 +177,8 @@ def train_sentencepiece(texts: Iterable[str], path: epath.PathLike, vocab_size: 
     path = epath.Path(path)
     if path.suffix != ".model":
         raise UserError(f"{path}: a SentencePiece tokenizer's name must end in .model")
-    if vocab_size < 1:
-        raise UserError(f"vocab_size {vocab_size}: expected the 259 of bytes and special tokens and some more")
+    if not 1 <= vocab_size <= LARGEST_VOCABULARY:
+        raise UserError(f"vocab_size {vocab_size}: expected the 259 of bytes and specials, up to {LARGEST_VOCABULARY}")
     # The trainer takes sentences of at most 4192 bytes; a cut before a space costs no word.
     sentences = [sentence for text in texts for sentence in re.findall(r"(?s).{1,1000}(?=\s|$)|.{1,1000}", text)]
     if not any(sentence.strip() for sentence in sentences):
