@@ -9,6 +9,10 @@ import enum
 import jax
 import jax.numpy as jnp
 
+from colajax.errors import UserError
+
+SEEDS = 2**31 - 1  # as many as there are; JAX takes a seed modulo 2**32, by which -1 would be the same as 2**32 - 1
+
 
 class Purpose(enum.IntEnum):
     """What a key is for. The numbers are part of what makes a run repeatable: never change one, only add."""
@@ -22,6 +26,12 @@ class Purpose(enum.IntEnum):
     PROMPT = 6
     GENERATION_NOISE = 7
     GENERATION_TOKENS = 8
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raises UserError, naming the key or flag, on a seed that is none of SEEDS."""
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"{name} is {seed}: expected 0 to {SEEDS - 1}")
 
 
 def sample_keys(seed: int, purpose: Purpose, step, indices) -> jax.Array:

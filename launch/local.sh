@@ -9,6 +9,7 @@
 set -euo pipefail
 # shellcheck source=launch/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+relative_to_caller=yes
 read_settings "$@"
 need_number processes
 training_command "${setting[python]}"
@@ -17,7 +18,9 @@ environment=()
 if [ -n "${setting[devices]}" ]; then
     need_number devices
     flags="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${setting[devices]}"
-    environment+=(JAX_PLATFORMS=cpu "XLA_FLAGS=${flags# }")
+    # XLA has as many threads as CPUs, or NPROC, and each device of a collective waits for the others in one: with fewer
+    # threads than the devices need, all wait for ever.
+    environment+=(JAX_PLATFORMS=cpu "XLA_FLAGS=${flags# }" "NPROC=${NPROC:-$((4 * setting[devices]))}")
 fi
 port=$((20000 + RANDOM % 20000))
 while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done

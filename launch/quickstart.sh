@@ -20,7 +20,7 @@ case "$input" in
     *)
         [ -e "$input" ] || { echo "error: --input $input: no such file or folder" >&2; exit 2; }
         input="$(realpath "$input")" name="$(basename "$input" | sed 's/\..*//')"
-        case "$name" in stories | docstrings) name="$name-input" ;; esac
+        case "$name" in '' | / | stories | docstrings) name="${name%/}-input" ;; esac
         ;;
 esac
 cd "$here"

@@ -5,6 +5,7 @@
 #
 # KEY is one of those below; --config.KEY=VALUE overrides the configuration, as for `python -m colajax.train`. FILE holds
 # such arguments, one a line, and lines that begin with #. What comes later counts. --dry-run prints what would be run.
+# ~/ is the home folder; a local workdir, records or init_from is relative to the folder that the script is called in.
 # Compiler flags are not here: colajax/parallel/compiler_options.py has them.
 
 declare -A setting=(
@@ -41,12 +42,14 @@ declare -A setting=(
     [image]=''         # REGION-docker.pkg.dev/PROJECT/REPOSITORY/colajax:TAG
     [max_restarts]=100 # of a GKE job, by preemption and failures together
 )
+repository="$(dirname "${BASH_SOURCE[0]}")/.."
 overrides=() # --config.KEY=VALUE
 given=()     # all arguments, those of a FILE in its place
 dry_run=
+relative_to_caller= # set by the scripts whose trainings have this machine's disk
 
 fail() {
-    echo "error: $1" >&2
+    echo "error: ${1//[[:cntrl:]]/?}" >&2
     exit 2
 }
 
@@ -54,35 +57,62 @@ fail() {
 read_settings() {
     local argument
     for argument in "$@"; do read_argument "$argument"; done
-    cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+    cd "$repository" || exit
 }
 
 read_argument() {
-    local argument="$1" key="${1%%=*}" line
+    local argument="$1" key="${1%%=*}" text line
     case "$argument" in
         --dry-run)
             dry_run=yes
             return
             ;;
-        --config.*=*) overrides+=("$argument") ;;
+        --config.*=*)
+            case "$key" in --config.records | --config.init_from) argument="$key=$(local_path "${argument#*=}")" ;; esac
+            overrides+=("$argument")
+            ;;
         -*) fail "$argument: unknown argument; expected --dry-run, FILE, KEY=VALUE or --config.KEY=VALUE" ;;
         *=*)
-            [[ -v setting[$key] ]] || fail "$key: unknown setting; launch/settings.sh lists them"
+            [[ "$key" =~ ^[a-z_]+$ && -v setting[$key] ]] || fail "$key: unknown setting; launch/settings.sh lists them"
+            case "$key" in
+                workdir | records | init_from) argument="$key=$(local_path "${argument#*=}")" ;;
+                python) argument="$key=$(at_home "${argument#*=}")" ;;
+            esac
             setting[$key]="${argument#*=}"
             ;;
         *)
             [ -f "$argument" ] || fail "$argument: no such file; expected FILE, KEY=VALUE or --config.KEY=VALUE"
-            while IFS= read -r line || [ -n "$line" ]; do
+            text="$(tr -d '\r\0' 2>/dev/null <"$argument")" || fail "$argument: cannot be read"
+            while IFS= read -r line; do
                 case "$line" in
                     '' | '#'*) ;;
                     *=*) read_argument "$line" ;;
                     *) fail "$argument: $line: expected KEY=VALUE or --config.KEY=VALUE" ;;
                 esac
-            done <"$argument"
+            done <<<"${text#$'\xef\xbb\xbf'}"
             return
             ;;
     esac
     given+=("$argument")
+}
+
+# at_home PATH: with ~ as the home folder.
+at_home() {
+    case "$1" in
+        '~' | '~/'*) echo "$HOME${1#'~'}" ;;
+        *) echo "$1" ;;
+    esac
+}
+
+# local_path PATH: as it is read in the repository.
+local_path() {
+    local path
+    path="$(at_home "$1")"
+    case "$path" in
+        '' | /* | *://*) ;;
+        *) [ -z "$relative_to_caller" ] || [ "$PWD" -ef "$repository" ] || path="$PWD/$path" ;;
+    esac
+    echo "$path"
 }
 
 # need KEY...: each must be set.
@@ -97,7 +127,7 @@ need() {
 need_number() {
     local key
     for key in "$@"; do
-        [[ "${setting[$key]}" =~ ^[1-9][0-9]*$ ]] || fail "$key is '${setting[$key]}': expected a whole number from 1"
+        [[ "${setting[$key]}" =~ ^[1-9][0-9]{0,5}$ ]] || fail "$key is '${setting[$key]}': expected a whole number from 1"
     done
 }
 

@@ -17,6 +17,9 @@ from colajax.stories.grammar import stories
 # Of all that may be installed here, the tests run on the CPU; for a GPU, say JAX_PLATFORMS=cuda.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Tests leave the user's compilation cache alone; those that share compiled programs say so (tiny_runs.compiled_once).
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 # A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -12,7 +12,8 @@ from launching import LAUNCH, TRAINING, launch, recorded
 
 # ---- local.sh --------------------------------------------------------------------------------------------------------
 WORKER = """#!/usr/bin/env bash
-echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS on '${JAX_PLATFORMS:-}' '${XLA_FLAGS:-}': $*"
+where="$JAX_COORDINATOR_ADDRESS on '${JAX_PLATFORMS:-}' '${XLA_FLAGS:-}' with ${NPROC:-} threads"
+echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $where: $*"
 trap 'echo stopped by SIGTERM; exit 143' TERM
 trap 'echo stopped by SIGINT; exit 130' INT
 case "$WHAT" in
@@ -47,7 +48,7 @@ def test_local_processes_know_their_places(worker):
     address = lines[0].split(" at ")[1].split(" ")[0]
     assert address.startswith("127.0.0.1:")
     assert lines == [
-        f"[{i}] {i} of 3 at {address} on 'cpu' '--a --xla_force_host_platform_device_count=2': "
+        f"[{i}] {i} of 3 at {address} on 'cpu' '--a --xla_force_host_platform_device_count=2' with 8 threads: "
         "-m colajax.train --workdir w --config configs/cola_joint.py --config.records=r"
         for i in range(3)
     ]

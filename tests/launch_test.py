@@ -129,6 +129,9 @@ def test_nothing_is_created_for_what_does_not_fit(desk, script, subcommand):
         ("local.sh", ["nothing.txt"], "nothing.txt: no such file"),
         ("local.sh", ["--dryrun"], "--dryrun: unknown argument"),
         ("local.sh", ["bad.txt"], "bad.txt: oops: expected"),
+        ("local.sh", ["x$(touch done)=w"], "x$(touch done): unknown setting"),
+        ("local.sh", ["work\ndir=w"], "work?dir: unknown setting"),
+        ("local.sh", ["workdir=w", "records=r", "processes=" + 30 * "9"], "expected a whole number"),
         ("slurm.sbatch", ["workdir=w", "records=r"], "tasks_per_node is ''"),
         ("tpu_vm.sh", [], "expected up, await"),
         ("tpu_vm.sh", ["upp", "pod.txt"], "'upp': expected up, await"),
@@ -150,6 +153,38 @@ def test_a_mistake_is_one_line_and_nothing_is_run(desk, script, arguments, words
     (desk / "bad.txt").write_text("workdir=w\noops\n")
     assert words in mistake(launch(desk, script, *arguments))
     assert recorded(desk) == []
+
+
+def commands_of(desk, script, *arguments) -> list[list[str]]:
+    result = launch(desk, script, "--dry-run", *arguments)
+    assert result.returncode == 0, result.stderr
+    return [shlex.split(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("script", ["local.sh", "slurm.sbatch"])
+def test_paths_are_those_of_the_folder_that_the_script_is_called_in(desk, script):
+    given = ["workdir=mine", "records=sub/rec", "--config.init_from=../vae", "processes=1", "tasks_per_node=1"]
+    training = commands_of(desk, script, *given)[-1]
+    assert training[training.index("--workdir") + 1] == f"{desk}/mine"
+    assert f"--config.records={desk}/sub/rec" in training
+    assert f"--config.init_from={desk}/../vae" in training
+    if script == "slurm.sbatch":  # the job, in the repository, is told the same
+        assert {f"workdir={desk}/mine", f"records={desk}/sub/rec"} <= set(commands_of(desk, script, *given)[0])
+
+
+def test_paths_at_home_in_a_bucket_and_absolute(desk):
+    training = commands_of(desk, "local.sh", "workdir=~/x", "records=/r", "init_from=gs://b/v", "processes=1")[0]
+    assert training[training.index("--workdir") + 1] == os.path.expanduser("~/x")
+    assert {"--config.records=/r", "--config.init_from=gs://b/v"} <= set(training)
+
+
+def test_a_settings_file_of_another_system_reads_the_same(desk):
+    lines = ["# a run", "workdir=~/x y", "", "records=/r", "processes=1", "--config.seed=3"]
+    (desk / "plain.txt").write_text("\n".join(lines))
+    (desk / "windows.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())
+    plain, other = ([c[3:] for c in commands_of(desk, "local.sh", name)] for name in ("plain.txt", "windows.txt"))
+    assert plain == other
+    assert os.path.expanduser("~/x y") in plain[0]
 
 
 def test_the_last_setting_counts_and_a_file_stands_for_its_lines(desk):

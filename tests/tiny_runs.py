@@ -69,12 +69,17 @@ run_main(__main__.main)
 def environment(devices: int, **more: str) -> dict[str, str]:
     """Of a process with so many simulated devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
+    # Collectives wait for each other in threads of XLA, of which there must be enough: see launch/local.sh.
+    threads = str(4 * devices)
+    return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "NPROC": threads, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
 
 
 def compiled_once(folder) -> dict[str, str]:
     """Processes with this in their environment share in `folder` what XLA has compiled."""
-    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
 
 
 def train_alone(stage: str, workdir, records) -> list[dict]:

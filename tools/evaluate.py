@@ -6,8 +6,12 @@ Prints a table and three continuations, and writes both to RUN/evaluation.json. 
 continuations are also checked by the grammar that wrote it.
 """
 
-import argparse
 import json
+
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 
 from etils import epath
 
@@ -39,7 +43,7 @@ def last_report(workdir: str, step: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of a stage 2 run")
     parser.add_argument("--records", required=True, help="folder whose validation rows give the prefixes")
     parser.add_argument("--prefixes", type=int, default=500)

@@ -10,9 +10,13 @@ with --skip_verify: the export itself holds one shard at a time. Every path may 
 passes through TMPDIR, for the comparison the whole export.
 """
 
-import argparse
 import dataclasses
 import importlib.util
+
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 
 from colajax.errors import run_main
 from colajax.evals.export_parity import verify
@@ -22,7 +26,7 @@ from colajax.sampling.settings import SamplingSettings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of a training run")
     parser.add_argument("--out", required=True, help="a folder that does not exist")
     parser.add_argument("--step", type=int, help="of the checkpoint; the latest by default")

@@ -5,8 +5,12 @@ python tools/generate.py --workdir RUN --prompt "Anna lived near the hill" [--pr
 Prints each prompt with its continuation. The same seed and place among the prompts give the same text.
 """
 
-import argparse
 import dataclasses
+
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 
 from colajax.errors import run_main
 from colajax.sampling.load import load_run
@@ -14,7 +18,7 @@ from colajax.sampling.settings import SamplingSettings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of a stage 2 run")
     parser.add_argument("--prompt", required=True, action="append", help="may be given several times")
     parser.add_argument("--step", type=int, help="of the checkpoint; the latest by default")

@@ -9,10 +9,14 @@ configs/cola_vae.py for a text VAE alone. The optimizer starts afresh; the recor
 paths may be in a bucket (gs://), from which one tensor is read at a time.
 """
 
-import argparse
 import pathlib
 
-from colajax.errors import UserError, run_main
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
+
+from colajax.errors import run_main
 from colajax.hf.import_run import groups_in, import_run
 from colajax.train.config import load_config
 
@@ -20,17 +24,14 @@ CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--hf", required=True, help="a folder with cola_vae/ and, for the whole model, cola_dit/")
     parser.add_argument("--workdir", required=True, help="a folder that does not exist")
     parser.add_argument("--step", type=int, default=0, help="updates that the checkpoint counts as; default 0")
     parser.add_argument("--config", metavar="FILE[:VARIANT]")
-    args, rest = parser.parse_known_args()
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"{argument}: unknown argument; expected --hf, --workdir, --step or --config[.KEY=VALUE]")
+    args, overrides = parser.parse_with_config()
     spec = args.config or str(CONFIGS / ("cola_joint.py" if "dit" in groups_in(args.hf) else "cola_vae.py"))
-    config = load_config(spec, [argument.removeprefix("--config.") for argument in rest])
+    config = load_config(spec, overrides)
     import_run(args.hf, args.workdir, config, step=args.step)
     print(f"{args.workdir}: {args.hf} as step {args.step}; goes on with: python -m colajax.train --config "
           f"{args.workdir}/config.json --workdir {args.workdir} --config.records=RECORDS")  # fmt: skip

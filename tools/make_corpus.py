@@ -7,8 +7,12 @@
 from the Python installation. Prints the number of documents and characters and the first document; takes seconds.
 """
 
-import argparse
 import json
+
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 
 from etils import epath
 
@@ -21,7 +25,7 @@ MOST_STORIES = 10_000_000  # more would fill memory, and the world has not witho
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--kind", choices=("stories", "docstrings"), required=True)
     parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="local path or gs:// address")
     parser.add_argument("--count", type=int, help="number of stories (default 60000)")

@@ -7,12 +7,16 @@ compares every array; each command is a process of its own. For the paper's mode
 disk. DIR is removed at the end.
 """
 
-import argparse
 import pathlib
 import shutil
 import subprocess
 import sys
 import time
+
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 
 import jax
 import numpy as np
@@ -84,7 +88,7 @@ def differing(ours: pathlib.Path, theirs: pathlib.Path, dtype: str) -> list[str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--tokenizer", required=True, help="any, of at most the model's vocabulary")
     parser.add_argument("--dir", required=True, help="a folder that does not exist; removed at the end")
     parser.add_argument("--config", default=str(TOOLS.parent / "configs" / "cola_joint.py"), metavar="FILE[:VARIANT]")

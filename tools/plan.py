@@ -10,11 +10,14 @@ A step that does not fit ends it with status 2 and a line that says what would. 
 them.
 """
 
-import argparse
 import json
 import os
 import sys
 
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a TPU or GPU of this machine is left alone
 
 from colajax.errors import UserError, run_main
@@ -29,7 +32,7 @@ from colajax.train.config import load_config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--topology", required=True, metavar="NAME", help="v5p:4x4x8, v5e:16x16, h100:64, cpu:8, ...")
     parser.add_argument("--slices", type=int, default=1, help="of that topology, joined by the network")
@@ -39,12 +42,9 @@ def main() -> None:
     goal.add_argument("--eflops", type=float, help="to plan for, of the compute axis")
     parser.add_argument("--search", action="store_true", help="compile alternatives, rank them")
     parser.add_argument("--json", action="store_true", help="the plan as one JSON object")
-    args, rest = parser.parse_known_args()
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"{argument}: unknown argument; see --help")
+    args, overrides = parser.parse_with_config()
     mesh = [f"mesh.{axis}={size}" for axis, size in parse_mesh(args.mesh).items()] if args.mesh else []
-    config = load_config(args.config, [*mesh, *(argument.removeprefix("--config.") for argument in rest)])
+    config = load_config(args.config, [*mesh, *overrides])
     for name in ("slices", "steps", "eflops"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)}: expected more than 0")

@@ -10,10 +10,12 @@ none is short enough to go with them. Run again with the same text and settings,
 date.
 """
 
-import argparse
 import os
-import signal
-import sys
+
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 
 from etils import epath
 
@@ -24,7 +26,7 @@ from colajax.hf.tokenizer_json import tokenizer_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--input", nargs="+", required=True, help="files or folders")
     parser.add_argument("--tokenizer", required=True, help="SentencePiece .model or Hugging Face tokenizer.json")
     parser.add_argument("--out", required=True, help="folder to make")
@@ -36,11 +38,8 @@ def main() -> None:
     parser.add_argument("--rows_per_shard", type=int, default=65536, help="(default: 65536)")
     args = parser.parse_args()
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing unfinished is left
     if not epath.Path(args.out).exists():
-        tokenizer_json(
-            load_tokenizer(args.tokenizer)
-        )  # what cannot be exported after the training is refused before it
+        tokenizer_json(load_tokenizer(args.tokenizer))  # what no export could take is refused before the training
     metadata = prepare(
         args.input,
         args.tokenizer,

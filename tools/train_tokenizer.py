@@ -6,7 +6,11 @@ Reads what prepare_data.py reads, all text in memory. Prints the number of piece
 the text supports no more. A megabyte takes about a second.
 """
 
-import argparse
+
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 
 from colajax.data.text import left_out, read_documents
 from colajax.data.tokenizer import train_sentencepiece
@@ -14,7 +18,7 @@ from colajax.errors import run_main
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--input", nargs="+", required=True, help="files or folders")
     parser.add_argument("--out", required=True, help="the .model file to write")
     parser.add_argument("--vocab_size", type=int, required=True, help="upper bound, 256 bytes and 3 specials included")

@@ -8,14 +8,17 @@ generation may differ by more where the run itself magnifies rounding. Needs tor
 (pip install '.[torch]').
 """
 
-import argparse
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
 
 from colajax.errors import run_main
 from colajax.evals.export_parity import CERTIFICATE, TOLERANCE, verify
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run that was exported")
     parser.add_argument("--hf", required=True, help="what tools/export_hf.py wrote")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"default {TOLERANCE:g}")

@@ -1,6 +1,7 @@
 """The processes of a run: joined from what the environment says."""
 
 import os
+import socket
 
 import jax
 
@@ -32,7 +33,29 @@ def join() -> None:
         raise UserError(f"{COUNT} and {INDEX} are {shown}: expected ints") from None
     if not 0 <= index < count:
         raise UserError(f"{INDEX} is {index}: expected 0 to {COUNT} - 1 ({count - 1})")
-    jax.distributed.initialize(os.environ[ADDRESS], count, index)
+    address = os.environ[ADDRESS]
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"{ADDRESS} is {address!r}: expected host:port, the same in every process")
+    if index == 0:
+        _check_free(int(port))
+    try:
+        jax.distributed.initialize(address, count, index)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{ADDRESS} is {address}: process {index} of {count} cannot join ({reason})") from error
+
+
+def _check_free(port: int) -> None:
+    """Raises UserError where this machine cannot listen at `port`, by which JAX's coordinator would crash."""
+    both = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+        ).close()
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        raise UserError(f"{ADDRESS}: cannot listen at port {port} ({reason}); choose another") from None
 
 
 def is_first() -> bool:

@@ -5,10 +5,14 @@ Trains what the configuration says, going on from whatever DIR holds. On a clust
 is complete, 2 on a mistake in configuration or data, and 130 or 143 when stopped by a signal, after saving.
 """
 
-import argparse
 import sys
 
-from colajax.errors import UserError, run_main
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
+
+from colajax.errors import run_main
 from colajax.parallel.processes import join
 from colajax.stages import stage_of
 from colajax.train.config import load_config
@@ -16,16 +20,11 @@ from colajax.train.loop import train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m colajax.train", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(__doc__, prog="python -m colajax.train")
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
-    args, rest = parser.parse_known_args()
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"{argument}: unknown argument; expected --config, --workdir or --config.KEY=VALUE")
-    config = load_config(args.config, [argument.removeprefix("--config.") for argument in rest])
+    args, overrides = parser.parse_with_config()
+    config = load_config(args.config, overrides)
     make_stage = stage_of(config)
     join()
     sys.exit(train(config, make_stage, args.workdir))

@@ -83,10 +83,12 @@ def _override(config: ml_collections.ConfigDict, override: str) -> None:
     kind = node.get_type(last)
     try:
         value = text if kind is str else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two of nested brackets
         value = text
     if not (type(value) is kind or (kind is float and type(value) is int) or value is node[last]):
         raise UserError(f"--config.{key}={text}: expected a value of type {kind.__name__}, as in {node[last]!r}")
+    if type(value) is int and abs(value) >= 2**31:
+        raise UserError(f"--config.{key}={text}: expected a number of less than 2**31")
     node[last] = value
 
 

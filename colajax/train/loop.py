@@ -15,6 +15,7 @@ from colajax.data.loader import Loader
 from colajax.data.records import digest
 from colajax.errors import UserError
 from colajax.files import write_whole
+from colajax.keys import check_seed
 from colajax.parallel.batch import check_batch, global_batch, local_rows
 from colajax.parallel.mesh import make_mesh
 from colajax.parallel.processes import is_first
@@ -186,6 +187,8 @@ def _check_intervals(config) -> None:
     for key in ("log_every", "eval_every", "checkpoint_every", "keep_every", "eval_rows"):
         if config[key] < 1:
             raise UserError(f"config.{key} is {config[key]}: expected at least 1")
+    for key in ("seed", "data_seed"):
+        check_seed(f"config.{key}", config[key])
 
 
 def _records_folder(config) -> str:
