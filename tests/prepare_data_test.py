@@ -381,7 +381,7 @@ def test_terminated_it_leaves_nothing(stuck, tmp_path):
     process, workers = stuck
     process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (143, "")
+    assert (process.returncode, errors) == (143, "terminated\n")
     _wait_for_end(workers)
     assert list((tmp_path / "out").iterdir()) == []
 
