@@ -1,33 +1,76 @@
-"""Every configuration that ships at paper scale, compiled for a real topology by the real compiler: it fits, and what
-the plan says of it is within what such a model can be."""
+"""The paper's stage 2 with two layers of each part, compiled for a real topology by the real compiler: what the plan
+says is what it said when it was looked at, with each libtpu; and what contradicts the stage's own count is refused."""
 
 import pytest
 from tiny_runs import ROOT
 
-from colajax.planning.plan import make_plan
+from colajax.errors import UserError
+from colajax.planning import compiled, hlo, plan
 from colajax.planning.topology import find_topology
 from colajax.stages import stage_of
 from colajax.train.config import load_config
 
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-TOPOLOGY = "v5p:4x4x8"
+TOPOLOGY = "v5p:2x2x1"
+SMALL = (
+    "batch_size=32", "mesh.data=1", "mesh.fsdp=4", "dit.num_layers=2", "vae.encoder_num_blocks=2",
+    "vae.decoder_num_blocks=2",
+)  # fmt: skip
+MESH = {"data": 1, "fsdp": 4, "tensor": 1}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_fits_and_trains_at_a_believable_speed(name):
-    config = load_config(f"{ROOT}/configs/{name}", [])
-    plan = make_plan(config, stage_of(config), find_topology(TOPOLOGY))
-    assert plan["fits"]
-    memory = plan["memory"]
-    assert memory["peak"] < 0.5 * plan["available"]
+@pytest.fixture(scope="module")
+def planned():
+    """(plan, the compiler's serialized program, topology)"""
+    programs = []
+
+    def kept(serialized, mesh):
+        programs.append(serialized)
+        return hlo_schedule(serialized, mesh)
+
+    hlo_schedule, topology = compiled.read_schedule, find_topology(TOPOLOGY)
+    config = load_config(f"{ROOT}/configs/cola_joint.py", list(SMALL))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "read_schedule", kept)
+        return plan.make_plan(config, stage_of(config), topology), programs[0], topology
+
+
+def test_the_plan_is_what_it_was(planned):
+    """With libtpu 0.0.42 and 0.0.50; a change of more than 15 % is one to look at, and to write down here."""
+    found, _, _ = planned
+    assert found["fits"]
+    cycles = {part: round(count / 1e6, 1) for part, count in found["cycles"].items()}
+    expected = {"attention": 81.9, "MLP": 33.4, "cross-entropy": 27.2, "optimizer": 4.5}
+    assert {part: cycles[part] for part in expected} == pytest.approx(expected, rel=0.15)
+    assert found["cycles_per_device"] / 1e6 == pytest.approx(171.5, rel=0.15)
+    assert found["communication_bytes_per_device"] / 1e9 == pytest.approx(2.0, rel=0.15)
+    assert found["memory"]["peak"] / 1e9 == pytest.approx(8.6, rel=0.15)
+    assert found["step_seconds"] * 1e3 == pytest.approx(105.3, rel=0.15)
+    assert found["mfu"] == pytest.approx(0.276, rel=0.15)
     # float32, two moments, over fsdp; what is not divided is less than a hundredth of it.
-    whole = 16 * (memory["parameters"] + memory["optimizer"] + memory["frozen"])
-    assert whole == pytest.approx(plan["checkpoint_bytes"], rel=0.01)
-    assert 0.1 < plan["mfu"] < 0.7
-    assert {"attention", "MLP", "cross-entropy", "optimizer"} <= set(plan["cycles"])
-    assert plan["cycles"]["attention"] + plan["cycles"]["MLP"] > 0.5 * plan["cycles_per_device"]
-    assert "while loop of unknown length, counted once" not in plan["untimed"]
-    # 15/16 of the weights come along fsdp at least twice a step, in bfloat16.
-    along_fsdp = sum(row["bytes"] for row in plan["communication"] if "fsdp" in row["axes"])
-    assert along_fsdp > 15 * memory["parameters"]
-    assert plan["exposed_seconds"] < 0.2 * plan["step_seconds"]
+    memory = found["memory"]
+    whole = 4 * (memory["parameters"] + memory["optimizer"] + memory["frozen"])
+    assert whole == pytest.approx(found["checkpoint_bytes"], rel=0.01)
+    # 3/4 of the weights come along fsdp at least twice a step, in bfloat16.
+    along_fsdp = sum(row["bytes"] for row in found["communication"] if "fsdp" in row["axes"])
+    assert along_fsdp > 3 * memory["parameters"]
+
+
+def test_loops_counted_once_are_refused(planned, monkeypatch):
+    """As libtpu 0.0.50 was once read: a plan many times too fast."""
+    found, serialized, topology = planned
+    monkeypatch.setattr(hlo, "trip_count", lambda program, loop: 1)
+    with pytest.raises(UserError, match=r"cannot be trusted: its program has 0\.[0-7]\d times the matrix prod"):
+        plan.check_plan(found, compiled.read_schedule(serialized, MESH), topology)
+
+
+def test_products_without_a_time_are_refused(planned, monkeypatch):
+    found, serialized, topology = planned
+    monkeypatch.setattr(hlo, "cycles", lambda instruction: None)
+    with pytest.raises(UserError, match="no time for 100% of the matrix products"):
+        plan.check_plan(found, compiled.read_schedule(serialized, MESH), topology)
+
+
+def test_more_than_the_peak_is_refused(planned):
+    found, serialized, topology = planned
+    with pytest.raises(UserError, match="122% of their peak"):
+        plan.check_plan(found | {"mfu": 1.22}, compiled.read_schedule(serialized, MESH), topology)

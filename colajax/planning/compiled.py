@@ -1,8 +1,6 @@
 """The real training step, compiled ahead of time for TPUs that are not there."""
 
-import tempfile
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -27,32 +25,29 @@ class CompiledStep(NamedTuple):
 
 
 def compile_step(config, stage, optimizer: Optimizer, state: TrainState) -> CompiledStep:
-    """Compiles what `train.loop.train` would run on the devices of a TPU topology; state: `abstract_state` on them."""
+    """Compiles what `train.loop.train` would run on the devices of a TPU topology; state: `abstract_state` on them.
+
+    Raises hlo.UnreadableProgram where the compiler's program is not understood."""
     mesh = state.step.sharding.mesh
     shape = (config.batch_size, config.sequence_length)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding(mesh, ("batch", None), shape))
     step = make_train_step(stage, optimizer, state, seed=config.seed, parts=config.accumulation_steps)
     lowered = step.lower(state, tokens, stage.trainable(0))
     memory, began = state_bytes(state), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        except jax.errors.JaxRuntimeError as error:
-            refused = out_of_memory(error)
-            if refused is None:
-                raise
-            memory["activations"] = int(refused[0]) - sum(memory.values())
-            return CompiledStep(memory | {"peak": int(refused[0])}, None, time.perf_counter() - began)
-        seconds = time.perf_counter() - began
-        schedule = read_schedule(_after_codegen(Path(folder)), dict(mesh.shape))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refused = out_of_memory(error)
+        if refused is None:
+            raise
+        memory["activations"] = int(refused[0]) - sum(memory.values())
+        return CompiledStep(memory | {"peak": int(refused[0])}, None, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    (program,) = compiled.runtime_executable().hlo_modules()
+    schedule = read_schedule(program.as_serialized_hlo_module_proto(), dict(mesh.shape))
     found = compiled.memory_analysis()
     total = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     total += found.temp_size_in_bytes + found.generated_code_size_in_bytes
     memory["program"] = found.generated_code_size_in_bytes
     memory["activations"] = total - sum(memory.values())
     return CompiledStep(memory | {"peak": total}, schedule, seconds)
-
-
-def _after_codegen(folder: Path) -> str:
-    """The text of the training step's program, not of a small one that was compiled on the way."""
-    return max(folder.glob("*after_codegen.txt"), key=lambda path: path.stat().st_size).read_text()

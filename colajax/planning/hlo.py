@@ -1,220 +1,239 @@
-"""Reads the text of a compiled, scheduled XLA program: computations, instructions, loops, groups of devices."""
+"""Reads a compiled, scheduled XLA program: its computations, loops, matrix products and groups of devices.
 
+A program is XLA's HloModuleProto. Its schema is in no package that is small enough to depend on, so the fields that are
+read are declared here by their numbers, which XLA keeps (xla/service/hlo.proto, xla/xla_data.proto). Where the compiler
+says something in a way that is not known here, the answer is an UnreadableProgram, and never a guess.
+"""
+
+import functools
+import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-_HEADER = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"  (ROOT )?%([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_NAME = re.compile(r"%([\w.\-]+)")
+# Message: type, * where repeated, name and number of its fields.
+_SCHEMA = """
+Shape: int32 element_type 2, int64* dimensions 3, Shape* tuple_shapes 4
+Literal: int32* s32s 4, int64* s64s 5, uint32* u32s 6, uint64* u64s 7
+Metadata: string op_name 2
+Attribute: string key 1, string value 2
+Attributes: Attribute* map 1
+Pair: int64 source 1, int64 target 2
+Group: int64* replica_ids 1
+Iota: int64 groups 1, int64 width 2, int64* dims 3, int32* order 4
+DeviceList: Group* groups 1, Iota iota 2
+Axis: string name 1, int64 size 2
+Order: int64* dims 1, int32* order 2
+Mesh: Axis* axes 1, int64* ids 2, Order iota 3
+Part: int64 before 1, int64 size 2
+AxisUse: int64 index 1, Part part 2
+MeshGroups: Mesh mesh 1, AxisUse* axes 2
+WindowDimension: int64 size 1, int64 stride 2, int64 padding_low 3, int64 window_dilation 5, int64 base_dilation 6
+Window: WindowDimension* dimensions 1
+DotDimensions: int64* lhs_contracting 1
+ConvolutionDimensions: int64 kernel_input_feature 3, int64 kernel_output_feature 4, int64 input_batch 7, \
+int64* input_spatial 11, int64* output_spatial 12
+Instruction: string name 1, string opcode 2, Shape shape 3, Metadata metadata 7, Literal literal 8, \
+int64 tuple_index 13, Window window 15, ConvolutionDimensions convolution 16, int64 channel_id 26, \
+string custom_call_target 28, DotDimensions dot 30, int64 id 35, int64* operands 36, int64* called 38, \
+bytes backend_config 43, Group* replica_groups 49, int64 feature_groups 50, Pair* pairs 52, int64 batch_groups 58, \
+string direction 63, Attributes attributes 68, bool global_ids 71, DeviceList device_list 87, Iota iota_groups 92, \
+MeshGroups mesh_groups 93
+Computation: string name 1, Instruction* instructions 2, int64 id 5, int64 root_id 6
+Sequence: int64* instruction_ids 1
+Scheduled: int64 key 1, Sequence value 2
+Schedule: Scheduled* sequences 1
+Module: Computation* computations 3, int64 entry_id 6, Schedule schedule 7
+"""
+# Bits of an element by xla.PrimitiveType; what is not an array (tuples, tokens, opaque values) has none.
+_KINDS = {8: (1, 2, 6, 19, 20, 23, 24, 25, 28, 29, 33), 16: (3, 7, 10, 16), 32: (4, 8, 11), 64: (5, 9, 12, 15),
+          128: (18,), 4: (21, 22, 32), 2: (26, 27), 1: (30, 31)}  # fmt: skip
+_BITS = {kind: bits for bits, kinds in _KINDS.items() for kind in kinds}
 _LARGEST_CYCLES = 2**50  # more (some say int64 max) means "not known"
 
 
-class Instruction(NamedTuple):
-    """`%name = shape opcode(arguments), attributes`, the parts as text."""
-
-    name: str
-    shape: str
-    opcode: str
-    arguments: str
-    attributes: str
-
-    @property
-    def operands(self) -> list[str]:
-        return _NAME.findall(self.arguments)
-
-    def find(self, pattern: str) -> str | None:
-        """The first group of a regular expression in the attributes."""
-        found = re.search(pattern, self.attributes)
-        return found and found[1]
-
-    def computation(self, role: str) -> str | None:
-        """The name of the computation under `calls`, `body`, `condition` or `to_apply`."""
-        return self.find(rf"\b{role}=%([\w.\-]+)")
-
-    @property
-    def op_name(self) -> str:
-        """Where in the traced program it comes from: "jit(train_step)/jvp()/while/body/attention/dot_general"."""
-        return self.find(r'op_name="([^"]*)"') or ""
-
-    @property
-    def cycles(self) -> int | None:
-        """The compiler's estimate of one execution."""
-        found = self.find(r'"estimated_cycles":"(\d+)"')
-        return int(found) if found and int(found) < _LARGEST_CYCLES else None
-
-
-class Computation(NamedTuple):
-    """Instructions by name, in the order of the schedule."""
-
-    instructions: dict[str, Instruction]
-    root: str
+class UnreadableProgram(Exception):
+    """The program says something in a way that is not known here."""
 
 
 class Program(NamedTuple):
-    entry: str
-    computations: dict[str, Computation]
+    """Computations and instructions by id; a computation's instructions in the order of the schedule, its root last."""
+
+    entry: int
+    computations: dict[int, list]
+    instructions: dict[int, object]
+    users: dict[int, list]  # of an instruction, in its computation
 
 
-def parse(text: str) -> Program:
-    """The program in `text`, an HLO module as XLA prints it. Raises ValueError where there is none."""
-    computations: dict[str, Computation] = {}
-    entry, name = None, None
-    for line in text.splitlines():
-        if header := _HEADER.match(line):
-            name, instructions, root = header[2], {}, ""
-            entry = name if header[1] else entry
-        elif name and (found := _INSTRUCTION.match(line)):
-            instructions[found[2]] = _instruction(found[2], found[3])
-            root = found[2] if found[1] else root
-        elif name and line.startswith("}"):
-            computations[name] = Computation(instructions, root)
-            name = None
-    if entry is None:
-        raise ValueError("no ENTRY computation in the text of the program")
-    return Program(entry, computations)
+@functools.cache
+def _module_class():
+    file = descriptor_pb2.FileDescriptorProto(name="colajax/hlo.proto", package="hlo", syntax="proto3")
+    scalar = {"int32": 5, "int64": 3, "uint32": 13, "uint64": 4, "bool": 8, "string": 9, "bytes": 12}
+    for line in _SCHEMA.strip().splitlines():
+        name, _, fields = line.partition(": ")
+        message = file.message_type.add(name=name)
+        for kind, field, number in (field.split() for field in fields.split(", ")):
+            added = message.field.add(name=field, number=int(number), label=3 if kind.endswith("*") else 1)
+            kind = kind.rstrip("*")
+            added.type = scalar.get(kind, 11)
+            if kind not in scalar:
+                added.type_name = f".hlo.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("hlo.Module"))
 
 
-def _instruction(name: str, text: str) -> Instruction:
-    end = _closing(text) if text[0] == "(" else text.index(" ") - 1
-    shape, rest = text[: end + 1], text[end + 2 :]
-    opcode, _, rest = rest.partition("(")
-    end = _closing("(" + rest) - 1
-    return Instruction(name, shape, opcode, rest[:end], rest[end + 1 :])
+def parse(serialized: bytes) -> Program:
+    """The program of a serialized HloModuleProto."""
+    module = _module_class().FromString(serialized)
+    instructions = {i.id: i for computation in module.computations for i in computation.instructions}
+    order = {found.key: found.value.instruction_ids for found in module.schedule.sequences}
+    computations, users = {}, {}
+    for computation in module.computations:
+        ids = order.get(computation.id) or [i.id for i in computation.instructions]
+        body = [instructions[i] for i in ids if i != computation.root_id]
+        computations[computation.id] = [*body, instructions[computation.root_id]]
+        for instruction in computation.instructions:
+            for operand in instruction.operands:
+                users.setdefault(operand, []).append(instruction)
+    if module.entry_id not in computations or module.entry_id not in order:
+        raise UnreadableProgram("no schedule of its entry computation")
+    return Program(module.entry_id, computations, instructions, users)
 
 
-def _closing(text: str) -> int:
-    """The index of the parenthesis that closes the one at index 0."""
-    depth = 0
-    for found in re.finditer(r"[()]", text):
-        depth += 1 if found[0] == "(" else -1
-        if not depth:
-            return found.start()
-    raise ValueError(f"unbalanced parentheses: {text[:80]}")
+def config(instruction) -> dict:
+    """What the backend noted of an instruction."""
+    return json.loads(instruction.backend_config) if instruction.backend_config else {}
 
 
-def size(shape: str) -> int:
-    """Bytes of a shape such as "(bf16[8,128]{1,0:T(8,128)}, u32[])", padding not counted."""
-    arrays = _ARRAY.findall(shape)
-    return sum(_bits(kind) * math.prod(int(d) for d in dims.split(",") if d) for kind, dims in arrays) // 8
+def cycles(instruction) -> int | None:
+    """The compiler's estimate of one execution."""
+    found = int(config(instruction).get("window_config", {}).get("estimated_cycles", _LARGEST_CYCLES))
+    return found if found < _LARGEST_CYCLES else None
 
 
-def _bits(kind: str) -> int:
-    found = re.match(r"[a-z]+(\d+)", kind)
-    return 8 if kind == "pred" else int(found[1]) if found else 0
+def size(shape) -> int:
+    """Bytes of an array or of the arrays of a tuple, padding not counted."""
+    inside = sum(size(part) for part in shape.tuple_shapes)
+    return inside + _BITS.get(shape.element_type, 0) * math.prod(shape.dimensions) // 8
+
+
+def flops(program: Program, instruction) -> int:
+    """Of the matrix products of an instruction and of what it calls, twice the multiplications."""
+    inside = sum(flops(program, i) for called in instruction.called for i in program.computations[called])
+    if instruction.opcode == "dot":
+        left = program.instructions[instruction.operands[0]].shape.dimensions
+        return 2 * math.prod(instruction.shape.dimensions) * math.prod(left[i] for i in instruction.dot.lhs_contracting)
+    return inside + (_convolution_flops(program, instruction) if instruction.opcode == "convolution" else 0)
+
+
+def _convolution_flops(program: Program, instruction) -> int:
+    """The compiler writes every product as a convolution, a batch of them with a dimension that is dilated or padded:
+    what is multiplied with padding is not counted."""
+    image, kernel = (program.instructions[i].shape.dimensions for i in instruction.operands)
+    numbers, count = instruction.convolution, 1
+    for place, window in enumerate(instruction.window.dimensions):
+        length = image[numbers.input_spatial[place]]
+        outputs = instruction.shape.dimensions[numbers.output_spatial[place]]
+        at = np.add.outer(np.arange(window.size) * window.window_dilation, np.arange(outputs) * window.stride)
+        at -= window.padding_low
+        count *= int(((at >= 0) & (at % window.base_dilation == 0) & (at // window.base_dilation < length)).sum())
+    # The kernel's input features are those of one group.
+    features = kernel[numbers.kernel_input_feature] * kernel[numbers.kernel_output_feature]
+    return 2 * count * features * image[numbers.input_batch] // max(1, instruction.batch_groups)
 
 
 # ---- loops ----------------------------------------------------------------------------------------------------------
 
 
-def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:
-    """How often the body of a `while` runs; None where that is not a constant of the program.
-
-    Where the compiler does not say: the condition is `counter < limit`, and start, limit and step of the counter are
-    followed to constants."""
-    known = loop.find(r'"known_trip_count":\{"n":"(\d+)"')
+def trip_count(program: Program, loop) -> int:
+    """How often the body of a `while` runs. Where the compiler does not say: the condition is `counter < limit`, and
+    start, limit and step of the counter are followed to constants."""
+    known = config(loop).get("known_trip_count", {}).get("n")
     if known:
         return int(known)
-    condition, body = (program.computations[loop.computation(role)] for role in ("condition", "body"))
-    initial = computation.instructions[loop.operands[0]]
+    body, condition = (program.computations[called][-1] for called in loop.called)
+    initial = program.instructions[loop.operands[0]]
 
     def at_start(index: int) -> int | None:
-        return _integer(computation, initial.operands[index], lambda _: None)
+        return _integer(program, initial.operands[index], lambda _: None) if initial.opcode == "tuple" else None
 
-    comparison = condition.instructions[condition.root]
-    if comparison.opcode != "compare" or "direction=LT" not in comparison.attributes:
-        return None
-    start, limit = (_integer(condition, name, at_start) for name in comparison.operands)
-    index = condition.instructions[comparison.operands[0]].find(r"\bindex=(\d+)")
-    if None in (start, limit, index):
-        return None
-    after = _integer(body, body.instructions[body.root].operands[int(index)], at_start)
-    step = after and after - start
-    return max(0, -(-(limit - start) // step)) if step and step > 0 else None
+    if condition.opcode != "compare" or condition.direction != "LT":
+        raise UnreadableProgram(f"a loop of unknown length ({loop.metadata.op_name})")
+    start, limit = (_integer(program, operand, at_start) for operand in condition.operands)
+    counter = program.instructions[condition.operands[0]].tuple_index
+    after = _integer(program, body.operands[counter], at_start)
+    if None in (start, limit, after) or after <= start:
+        raise UnreadableProgram(f"a loop of unknown length ({loop.metadata.op_name})")
+    return max(0, -(-(limit - start) // (after - start)))
 
 
-def _integer(computation: Computation, name: str, argument: Callable[[int], int | None]) -> int | None:
+def _integer(program: Program, operand: int, argument: Callable[[int], int | None]) -> int | None:
     """The integer that an instruction gives, or None. argument(i): element i of the computation's tuple."""
-    found = computation.instructions[name]
-    operands = found.operands
-
-    def value(operand: str) -> int | None:
-        return _integer(computation, operand, argument)
-
+    found = program.instructions[operand]
     if found.opcode == "constant":
-        return int(found.arguments) if re.fullmatch(r"-?\d+", found.arguments) else None
+        values = [*found.literal.s32s, *found.literal.s64s, *found.literal.u32s, *found.literal.u64s]
+        return values[0] if len(values) == 1 else None
     if found.opcode in ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start"):
-        return value(operands[0])
+        return _integer(program, found.operands[0], argument)
     if found.opcode in ("add", "subtract", "multiply"):
-        left, right = map(value, operands)
+        left, right = (_integer(program, i, argument) for i in found.operands)
         if left is None or right is None:
             return None
         return {"add": left + right, "subtract": left - right, "multiply": left * right}[found.opcode]
     if found.opcode == "get-tuple-element":
-        source, index = computation.instructions[operands[0]], int(found.find(r"\bindex=(\d+)"))
+        source = program.instructions[found.operands[0]]
         if source.opcode == "parameter":
-            return argument(index)
-        return value(source.operands[index]) if source.opcode == "tuple" else None
+            return argument(found.tuple_index)
+        return _integer(program, source.operands[found.tuple_index], argument) if source.opcode == "tuple" else None
     return None
 
 
 # ---- groups of devices ----------------------------------------------------------------------------------------------
 
 
-def device_groups(attributes: str, devices: int) -> list[list[int]]:
-    """The groups in which a collective exchanges data, of positions in the mesh's flat list of devices.
-
-    XLA writes them as lists ({{0,1},{2,3}}), as a reshaped and transposed range ([2,2]<=[2,2]T(1,0)), as axes of a mesh
-    of its own (mesh['x'=2,'y'=2] {'y'}, where 'y':(1)2 is a part of an axis and device_ids=([2,2]T(1,0)) before it the
-    order in which devices fill it), or as pairs of source and target. Raises ValueError on another form."""
-    if pairs := re.search(r"source_target_pairs=\{(.*?\})\}", attributes):
-        return _lists(pairs[1])
-    found = re.search(r"replica_groups=(.*)", attributes)
-    if not found or found[1].startswith("{}"):
-        return [list(range(devices))]
-    text = found[1]
-    if text.startswith("{"):
-        return _lists(text[1 : text.index("}}") + 1])
-    if iota := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        return _range(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2])).tolist()
-    if mesh := re.match(r"mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", text):
-        return _mesh_groups(mesh[1], mesh[4], _range(mesh[2], mesh[3]) if mesh[2] else None)
-    raise ValueError(f"unknown form of replica_groups: {text[:80]}")
+def device_groups(instruction, devices: int) -> list[list[int]]:
+    """The groups in which a collective exchanges data, of positions in the mesh's flat list of devices: lists, a
+    reshaped and transposed range, axes of a mesh of the compiler's own or parts of them, or pairs."""
+    if instruction.pairs:
+        return [[pair.source, pair.target] for pair in instruction.pairs]
+    lists = instruction.replica_groups or instruction.device_list.groups
+    if lists:
+        return [list(group.replica_ids) for group in lists]
+    for iota in (instruction.iota_groups, instruction.device_list.iota):
+        if iota.groups:
+            return _range(iota.dims, iota.order).reshape(iota.groups, iota.width).tolist()
+    if instruction.mesh_groups.mesh.axes:
+        return _mesh_groups(instruction.mesh_groups)
+    if instruction.global_ids:  # then the compiler has to name them
+        raise UnreadableProgram(f"the groups of devices of {instruction.opcode}")
+    return [list(range(devices))]
 
 
-def _range(shape: str, order: str | None) -> np.ndarray:
+def _range(dims: Sequence[int], order: Sequence[int]) -> np.ndarray:
     """0, 1, ... reshaped and, where an order of its axes is given, transposed; flat."""
-    sizes = [int(d) for d in shape.split(",")]
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    return (ids.transpose([int(p) for p in order.split(",")]) if order else ids).reshape(-1)
+    ids = np.arange(math.prod(dims)).reshape(tuple(dims))
+    return (ids.transpose(tuple(order)) if order else ids).reshape(-1)
 
 
-def _lists(text: str) -> list[list[int]]:
-    return [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text)]
-
-
-def _mesh_groups(axes: str, used: str, devices: np.ndarray | None) -> list[list[int]]:
-    """devices: in the order in which they fill the mesh; None for 0, 1, ..."""
-    sizes = {name: int(length) for name, length in re.findall(r"'(.*?)'=(\d+)", axes)}
-    parts = [(name, int(before or 1), int(length or 0) or sizes[name])
-             for name, before, length in re.findall(r"'(.*?)'(?::\((\d+)\)(\d+))?", used)]  # fmt: skip
+def _mesh_groups(found) -> list[list[int]]:
+    mesh = found.mesh
     shape, inside = [], []
-    for name, length in sizes.items():
-        own = sorted((before, width) for axis, before, width in parts if axis == name)
+    for place, axis in enumerate(mesh.axes):
+        used = [use.part for use in found.axes if use.index == place]
         done = 1
-        for before, width in own:
+        for before, width in sorted((part.before or 1, part.size or axis.size) for part in used):
             shape += [before // done, width]
             inside.append(len(shape) - 1)
             done = before * width
-        shape.append(length // done)
+        shape.append(axis.size // done)
+    ids = np.array(mesh.ids) if mesh.ids else _range(mesh.iota.dims or shape, mesh.iota.order)
     outside = [i for i in range(len(shape)) if i not in inside]
     width = math.prod(shape[i] for i in inside)
-    ids = (np.arange(math.prod(shape)) if devices is None else devices).reshape(shape)
-    return ids.transpose(outside + inside).reshape(-1, width).tolist()
+    return ids.reshape(shape).transpose(outside + inside).reshape(-1, width).tolist()
 
 
 def varying_axes(groups: Sequence[Sequence[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:

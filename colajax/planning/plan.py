@@ -8,14 +8,17 @@ that trains its groups in turns (`objective.interval`) the first step is planned
 `interval_joint` is 0).
 """
 
+import importlib.metadata
 import math
 from collections.abc import Callable
 
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from colajax.errors import UserError
 from colajax.parallel.batch import check_batch
 from colajax.parallel.mesh import AXES, make_mesh, mesh_shape
 from colajax.planning.compiled import compile_step
+from colajax.planning.hlo import UnreadableProgram
 from colajax.planning.interconnect import exposed_seconds, seconds
 from colajax.planning.memory import activation_bytes, state_bytes, whole_bytes
 from colajax.planning.schedule import Schedule
@@ -25,6 +28,9 @@ from colajax.train.metrics import peak_of
 from colajax.train.optimizer import optimizer_of
 from colajax.train.state import TrainState, abstract_state
 
+# Matrix products of the compiled program over those that the stage counts: more where some are recomputed.
+PRODUCTS = (0.8, 2.0)
+UNTIMED = 0.01  # of the matrix products that may be without an estimate of their time
 ASSUMED = 0.4  # of a GPU's peak, in matrix products of which full rematerialisation does a third more
 
 
@@ -35,10 +41,40 @@ def make_plan(config, make_stage: Callable, topology: Topology) -> dict:
         return analytic_plan(config, make_stage, topology)
     mesh = make_mesh(config.mesh, topology.devices)
     stage, optimizer, state = _set_up(config, make_stage, mesh)
-    step = compile_step(config, stage, optimizer, state)
+    try:
+        step = compile_step(config, stage, optimizer, state)
+    except UnreadableProgram as error:
+        raise _untrusted(topology, f"its program has {error}, which this version of colajax cannot read") from error
     plan = _facts(config, stage, state, topology) | {"how": "compiled", "compile_seconds": step.seconds}
     plan |= {"memory": step.memory, "fits": step.schedule is not None}
-    return plan | _time_on_tpu(plan, step.schedule, mesh, topology) if plan["fits"] else plan
+    if not plan["fits"]:
+        return plan
+    plan |= _time_on_tpu(plan, step.schedule, mesh, topology)
+    check_plan(plan, step.schedule, topology)
+    return plan
+
+
+def check_plan(plan: dict, schedule: Schedule, topology: Topology) -> None:
+    """Raises UserError for a plan that cannot be right: one is better than a wrong number of days."""
+    ratio = schedule.flops * topology.count / plan["useful_flops"]
+    least, most = PRODUCTS
+    if not least <= ratio <= most:
+        raise _untrusted(
+            topology, f"its program has {ratio:.2f} times the matrix products of the model; expected {least} to {most}"
+        )
+    if schedule.untimed_flops > UNTIMED * schedule.flops:
+        share = schedule.untimed_flops / schedule.flops
+        raise _untrusted(topology, f"it gives no time for {share:.0%} of the matrix products")
+    if not 0 < plan["mfu"] < 1:
+        raise _untrusted(topology, f"by its schedule the devices would reach {plan['mfu']:.0%} of their peak")
+
+
+def _untrusted(topology: Topology, reason: str) -> UserError:
+    version = importlib.metadata.version("libtpu")
+    return UserError(
+        f"{topology.name}: no plan, because what the compiler (libtpu {version}) says cannot be trusted: {reason}; "
+        "use the libtpu of launch/constraints"
+    )
 
 
 def analytic_plan(config, make_stage: Callable, topology: Topology) -> dict:

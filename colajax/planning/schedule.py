@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from colajax.planning import hlo
-from colajax.planning.hlo import Computation, Instruction
 
 # A named scope of the traced program -> the part of a step, the first that an operation's name holds.
 PARTS = (
@@ -31,7 +30,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 # Instructions that take time of their own, though the compiler may give no estimate for them.
 _WORK = ("fusion", "custom-call", "convolution", "dot", "sort", "gather", "scatter", "reduce", "reshape", "conditional")
 # Custom calls that do nothing.
-_FREE = ("AllocateBuffer", "ConcatBitcast", "GatherScatterIndicesBitpacked", "AssumeGatherIndicesInBound", "SliceId")
+_FREE = ("AllocateBuffer", "ConcatBitcast", "GatherScatterIndicesBitpacked", "AssumeGatherIndicesInBound", "SliceId",
+         "PrepareAsyncCallStart", "PrepareAsyncCallDone")  # fmt: skip
 # What crosses from slice to slice is sent and received by the host; the type of a transfer -> the kind.
 NETWORK = "slices"
 _TRANSFERS = {"ALL_REDUCE": "all-reduce", "ALL_GATHER": "all-gather", "REDUCE_SCATTER": "reduce-scatter",
@@ -55,13 +55,20 @@ class Schedule(NamedTuple):
     recomputed: int  # of these cycles, those of the backward pass's second forward pass
     collectives: list[Collective]
     untimed: Counter  # {what: executions a step} of work that the compiler gives no cycles for
+    flops: int  # of the matrix products of a step
+    untimed_flops: int  # of these, in instructions without cycles
 
 
-def read_schedule(text: str, mesh: Mapping[str, int]) -> Schedule:
-    """From the compiler's text after code generation; mesh: {axis: size} in the order of the program's devices."""
-    reader = _Reader(hlo.parse(text), mesh)
-    reader.visit(reader.program.entry, 1)
-    return Schedule(reader.cycles, reader.recomputed, reader.collectives, reader.untimed)
+def read_schedule(serialized: bytes, mesh: Mapping[str, int]) -> Schedule:
+    """From the compiler's program, a serialized HloModuleProto; mesh: {axis: size} in the order of its devices.
+
+    Raises hlo.UnreadableProgram, for one, where the length of a loop is not found."""
+    program = hlo.parse(serialized)
+    reader = _Reader(program, mesh)
+    reader.visit(program.entry, 1)
+    return Schedule(
+        reader.cycles, reader.recomputed, reader.collectives, reader.untimed, reader.flops, reader.untimed_flops
+    )
 
 
 def _part_of(op_name: str) -> str:
@@ -72,8 +79,7 @@ def _part_of(op_name: str) -> str:
 class _Span:
     """A collective from its start to its end, in cycles since the start of its computation."""
 
-    instruction: Instruction
-    where: str  # the computation that holds it
+    instruction: object
     start: int
     end: int
     asynchronous: bool = False
@@ -83,92 +89,90 @@ class _Reader:
     def __init__(self, program: hlo.Program, mesh: Mapping[str, int]):
         self.program, self.mesh = program, mesh
         self.cycles, self.untimed, self.recomputed, self.collectives = Counter(), Counter(), 0, []
+        self.flops = self.untimed_flops = 0
 
-    def visit(self, name: str, times: int) -> int:
+    def visit(self, computation: int, times: int) -> int:
         """Counts a computation that is executed `times` a step; returns the cycles of one execution."""
-        computation = self.program.computations[name]
         elapsed, spans = 0, {}
-        for instruction in computation.instructions.values():
-            self._follow(spans, instruction, name, elapsed)
-            elapsed += self._cycles(instruction, computation, times)
+        for instruction in self.program.computations[computation]:
+            self._follow(spans, instruction, elapsed)
+            elapsed += self._cycles(instruction, times)
         self.collectives += [self._collective(span, times) for span in spans.values()]
         return elapsed
 
-    def _cycles(self, instruction: Instruction, computation: Computation, times: int) -> int:
-        opcode = instruction.opcode
-        if opcode == "while":
-            count = hlo.trip_count(self.program, computation, instruction)
-            if count is None:
-                self.untimed["while loop of unknown length, counted once"] += times
-                count = 1
-            return count * self.visit(instruction.computation("body"), times * count)
-        if opcode == "call":
-            return self.visit(instruction.computation("to_apply"), times)
-        if instruction.cycles is not None:
-            self.cycles[_part_of(instruction.op_name)] += instruction.cycles * times
-            self.recomputed += instruction.cycles * times * ("rematted_computation" in instruction.op_name)
-            return instruction.cycles
-        target = instruction.find(r'custom_call_target="([^"]+)"')
+    def _cycles(self, instruction, times: int) -> int:
+        if instruction.opcode == "while":
+            count = hlo.trip_count(self.program, instruction)
+            return count * self.visit(instruction.called[0], times * count)
+        if instruction.opcode == "call":
+            return self.visit(instruction.called[0], times)
+        found, op_name = hlo.cycles(instruction), instruction.metadata.op_name
+        products = hlo.flops(self.program, instruction) * times
+        self.flops += products
+        if found is not None:
+            self.cycles[_part_of(op_name)] += found * times
+            self.recomputed += found * times * ("rematted_computation" in op_name)
+            return found
+        self.untimed_flops += products
+        opcode, target = instruction.opcode, instruction.custom_call_target
         if opcode in _WORK and target not in _FREE and not self._within(instruction):
             self.untimed[f"{opcode} {target}" if target else opcode] += times
         return 0
 
     # ---- collectives ------------------------------------------------------------------------------------------------
 
-    def _follow(self, spans: dict, instruction: Instruction, name: str, elapsed: int) -> None:
+    def _follow(self, spans: dict, instruction, elapsed: int) -> None:
         """Opens, extends or ends the span that an instruction belongs to, if it does to one.
 
         A collective is one instruction; or a start and a done (with an update between where it runs on a SparseCore,
         which has its operands from then on); or fusions that all hold it, with compute fused to those between; or,
         from slice to slice, a send and a recv of the host that meet under one name.
         """
-        opcode, source = instruction.opcode, next(iter(instruction.operands), "")
-        rendezvous = instruction.find(r'_xla_host_transfer_rendezvous="([^"]+)"')
+        opcode, source = instruction.opcode, next(iter(instruction.operands), None)
+        rendezvous = _attribute(instruction, "_xla_host_transfer_rendezvous")
         if opcode == "send" and rendezvous:
-            spans[rendezvous] = _Span(instruction, name, elapsed, elapsed)
+            spans[rendezvous] = _Span(instruction, elapsed, elapsed)
         if opcode == "recv" and rendezvous in spans:
-            spans[instruction.name] = spans.pop(rendezvous)
+            spans[instruction.id] = spans.pop(rendezvous)
         if opcode.endswith(("-done", "-update")) and source in spans:
             span = spans[source]
             span.end, span.asynchronous = elapsed, True
             if opcode == "async-update":
                 span.start = elapsed
-                spans[instruction.name] = spans.pop(source)
-        held = [(name, instruction)] if opcode.removesuffix("-start") in KINDS else self._within(instruction)
-        for where, inner in held:
-            fused = "async_collective_fusion_config" in inner.attributes
-            key = inner.find(r"channel_id=(\d+)") if fused else instruction.name
+                spans[instruction.id] = spans.pop(source)
+        held = [instruction] if opcode.removesuffix("-start") in KINDS else self._within(instruction)
+        for inner in held:
+            fused = "async_collective_fusion_config" in hlo.config(inner)
+            key = ("channel", inner.channel_id) if fused else instruction.id
             if key in spans:
                 spans[key].end, spans[key].asynchronous = elapsed, True
             else:
-                spans[key] = _Span(inner, where, elapsed, elapsed)
+                spans[key] = _Span(inner, elapsed, elapsed)
 
-    def _within(self, instruction: Instruction) -> list[tuple[str, Instruction]]:
-        """The collectives inside a fusion or an asynchronous call, each after the computation that holds it."""
-        if instruction.opcode not in ("fusion", "async-start"):
-            return []
-        return list(self._search(instruction))
+    def _within(self, instruction) -> list:
+        """The collectives inside a fusion or an asynchronous call."""
+        return list(self._search(instruction)) if instruction.opcode in ("fusion", "async-start") else []
 
-    def _search(self, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
-        for name in re.findall(r"\b(?:calls|to_apply|called_computations)=\{?%([\w.\-]+)", instruction.attributes):
-            for inner in self.program.computations[name].instructions.values():
+    def _search(self, instruction) -> Iterator:
+        for called in instruction.called:
+            for inner in self.program.computations[called]:
                 if inner.opcode in KINDS:
-                    yield name, inner
+                    yield inner
                 elif inner.opcode in ("fusion", "call", "custom-call", "async-start"):
                     yield from self._search(inner)
 
     def _collective(self, span: _Span, times: int) -> Collective:
         instruction = span.instruction
-        computation = self.program.computations[span.where]
+        operand = sum(hlo.size(self.program.instructions[i].shape) for i in instruction.operands)
         if instruction.opcode == "send":
-            kind = _TRANSFERS.get(instruction.find(r'_xla_megascale_transfer_type="(\w+)"'), "transfer")
-            sent = hlo.size(computation.instructions[instruction.operands[0]].shape)
+            kind = _TRANSFERS.get(_attribute(instruction, "_xla_megascale_transfer_type"), "transfer")
+            sent = hlo.size(self.program.instructions[instruction.operands[0]].shape)
             return Collective(kind, (NETWORK,), [], sent, times, span.asynchronous, span.end - span.start)
         kind = instruction.opcode.removesuffix("-start")
-        if span.where.startswith("all-reduce-scatter"):  # an all-reduce of which a slice is kept, made into one
+        users = self.program.users.get(instruction.id, [])
+        if kind == "all-reduce" and [user.opcode for user in users] == ["dynamic-slice"]:  # all but a slice is dropped
             kind = "reduce-scatter"
-        groups = hlo.device_groups(instruction.attributes, math.prod(self.mesh.values()))
-        operand = sum(hlo.size(computation.instructions[name].shape) for name in instruction.operands)
+        groups = hlo.device_groups(instruction, math.prod(self.mesh.values()))
         others, size = len(groups[0]) - 1, len(groups[0])
         sent = {
             "all-gather": operand * others,
@@ -179,3 +183,6 @@ class _Reader:
         axes = hlo.varying_axes(groups, self.mesh)
         return Collective(kind, axes, groups, sent, times, span.asynchronous, span.end - span.start)
 
+
+def _attribute(instruction, key: str) -> str | None:
+    return next((found.value for found in instruction.attributes.map if found.key == key), None)
