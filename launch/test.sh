@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh test
-.venv/bin/ruff check .
+"$venv/bin/ruff" check .
 exec "$python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
