@@ -47,6 +47,21 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
         partial.write_bytes(content)
 
 
+def check_writable(path: epath.PathLike) -> None:
+    """Raises OSError where a file or folder could not be put at `path`; for before the work that makes it. Leaves
+    nothing behind."""
+    path = absolute(path)
+    folder = path.parent
+    while not in_bucket(path) and not folder.exists():
+        folder = folder.parent
+    probe = folder / f"{path.name}.tmp-{socket.gethostname()}-{os.getpid()}"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written ({error.strerror or error})", os.fspath(path)) from None
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
     """An address as it is; a local path with the working directory before it (`epath` puts it before both)."""
     path = epath.Path(path)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,8 @@ from colajax.evals.export_parity import CERTIFICATE, verify
 from colajax.hf import layout
 from colajax.hf.export import export
 from colajax.hf.import_run import import_run
-from colajax.sampling.load import run_tokenizer
+from colajax.hf.model_card import Stated
+from colajax.sampling.load import load_run, run_tokenizer
 from colajax.train.stored import open_arrays
 
 
@@ -120,7 +122,7 @@ def test_killed_it_leaves_nothing_under_the_name_and_the_next_one_cleans_up(expo
     script = f"""
 import os, signal, types
 from colajax.hf import export, shards
-from colajax.sampling.load import run_tokenizer
+from colajax.sampling.load import load_run, run_tokenizer
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 check = die if {moment!r} == "before the name" else None
 sha256, count = shards.hashlib.sha256, [0]
@@ -177,3 +179,41 @@ def test_the_tokenizer_that_transformers_loads_gives_the_same_ids(records, expor
         assert ids == ours.encode(text)
         assert theirs.decode(ids) == text
     assert (theirs.pad_token_id, theirs.eos_token_id) == (ours.pad_id, ours.eos_id)
+
+
+def test_other_servers_find_the_parts_and_the_hub_reads_the_card(exported, tmp_path):
+    """The parts by a scan of the child folders; the card's metadata by huggingface_hub."""
+    run, hf = exported["released_shape"][0], tmp_path / "hf"
+    stated = Stated("apache-2.0", ["en", "no"], ["owner/corpus"], "owner/name")  # YAML takes a bare no for false
+    export(run, hf, run_tokenizer(run), SETTINGS, stated=stated)
+    found = {}
+    for child in hf.iterdir():
+        if (child / "config.json").is_file() and list(child.glob("*.safetensors")):
+            found[json.loads((child / "config.json").read_text())["model_type"]] = child.name
+    assert found == {kind.model_type: kind.folder for kind in layout.KINDS.values()}
+    card = huggingface_hub.ModelCard.load(hf / "README.md").data
+    assert (card.license, card.language, card.datasets, card.base_model) == tuple(stated)
+    assert (card.pipeline_tag, card.library_name) == ("text-generation", "transformers")
+    plain = huggingface_hub.ModelCard.load(exported["released_shape"][1] / "README.md")
+    assert plain.data.license is None
+    assert "https://arxiv.org/abs/2605.06548" in plain.text
+
+
+def test_parameters_that_are_not_finite_are_refused(exported, tmp_path):
+    run = pathlib.Path(shutil.copytree(exported["released_shape"][0], tmp_path / "run"))
+    head = open_arrays(run, write=True)[1]["dit"]["head"]["bias"]
+    head[0] = np.float32("nan")
+    with pytest.raises(UserError, match=r"run: step 3 .*txt_out\.proj\.bias holds NaN"):
+        export(run, tmp_path / "hf", run_tokenizer(run), SETTINGS)
+    with pytest.raises(UserError, match="run: step 3 holds NaN"):
+        load_run(run)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_place_that_cannot_be_written_is_named_first(exported, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written.*hf"):
+        export(exported["released_shape"][0], tmp_path / "file" / "hf", None, SETTINGS)
+    with pytest.raises(OSError, match=r"cannot be written.*run"):
+        import_run(GOLDEN / "released_shape", tmp_path / "file" / "run", config_of("joint"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,5 +1,6 @@
 """Imported runs: training goes on from them; what does not fit is named, with exit status 2."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -50,7 +51,11 @@ def test_training_goes_on_from_an_imported_run(checkpoint, records, tmp_path, ca
     import_run(hf, run, tiny_config("joint"), step=9)
     assert_same(open_arrays(run)[1], params)
     assert_same(open_arrays(run, part="frozen")[1], {"reference": params["vae"]["encoder"]})
-    assert load_run(run).sampler.generate([[5, 6]], SamplingSettings(max_new_tokens=3))[0]
+    loaded = load_run(run)  # of a vocabulary larger than its tokenizer's
+    assert loaded.tokenizer.vocab_size < loaded.sampler.vae_config.vocab_size
+    settings = SamplingSettings(max_new_tokens=16, temperature=4.0, top_k=0, top_p=1.0)
+    for answer in loaded.sampler.generate([[5, 6], [7]], settings):
+        loaded.tokenizer.decode(answer)
     assert "records" not in json.loads((run / "config.json").read_text())["facts"]
     config = load_config(str(run / "config.json"), [f"records={records}"])
     assert train(config, JointStage, run) == 0
@@ -95,6 +100,24 @@ def test_what_the_released_config_says_comes_out_again(tmp_path):
         written = json.loads((tmp_path / "out" / kind.folder / "config.json").read_text())
         del written["auto_map"]
         assert written == json.loads((tmp_path / "hf" / kind.folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("stage", ["vae", "joint"])
+def test_a_vae_without_variance_is_imported_with_the_stages_own_configuration(stage, tmp_path, capsys):
+    config = tiny_config(stage)
+    for group, kind in layout.KINDS.items():
+        if group in config:
+            model = from_mapping(kind.config_class, config[group].to_dict(), group)
+            if group == "vae":
+                model = dataclasses.replace(model, use_variation=False)
+            layout.save(kind, model, tiny_models.random_params(kind, model), tmp_path / "hf" / kind.folder)
+    shutil.copy(GOLDEN / "tokenizer.json", tmp_path / "hf")
+    import_run(tmp_path / "hf", tmp_path / "run", config)
+    said, objective = capsys.readouterr().out, json.loads((tmp_path / "run" / "config.json").read_text())["objective"]
+    assert "objective.beta is 0, not" in said if config.objective.beta else "beta" not in said
+    assert ("objective.lambda_ref is 0, not" in said) == (stage == "joint")
+    assert objective["beta"] == objective.get("lambda_ref", 0) == 0
+    assert objective | {"beta": 0, "lambda_ref": 0} == config.objective.to_dict() | {"beta": 0, "lambda_ref": 0}
 
 
 def cut_shard(folder):

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import tokenizers
 import torch
+import transformers
 from exports import FOLDERS, GOLDEN, SETTINGS, load
 from options_test import OPTIONS, PAD
 
@@ -86,6 +87,24 @@ def test_samples_do_not_hang_on_their_batch_and_padding_is_no_prompt(exported):
     assert ended == together[0][: together[0].index(together[0][3])]
     with pytest.raises(ValueError, match="temprature"):
         model.generate(prompts, temprature=1)
+
+
+def test_released_names_of_settings_mean_the_same_and_ids_without_text_are_never_sampled(exported):
+    model, prompts = load(exported["released_shape"][1]), [[5, 6, 7], []]
+    ours = model.generate(prompts, steps=3, guidance=2.0, temperature=2.0)
+    assert model.generate(prompts, timestep_num=3, guidance_scale=2.0, temperature=2.0) == ours
+    assert model.generate(prompts, diffusion_steps=3, guidance_scale=2.0, temperature=2.0) == ours
+    with pytest.raises(ValueError, match="guidance_scale"):
+        model.generate(prompts, guidance=1.0, guidance_scale=2.0)
+    tokenizer = tokenizers.Tokenizer.from_file(str(exported["released_shape"][1] / "tokenizer.json"))
+    assert model.config.token_count == max(tokenizer.get_vocab().values()) + 1
+    model.config.token_count = max(token for answer in ours for token in answer)
+    for temperature in (0.0, 2.0):
+        fewer = model.generate(prompts, max_new_tokens=20, steps=2, temperature=temperature, top_k=0, top_p=1.0)
+        assert max(token for answer in fewer for token in answer) < model.config.token_count
+    model.generation_config = transformers.GenerationConfig(guidance_scale=2.5, timestep_num=5)
+    assert (model.settings()["guidance"], model.settings(steps=6)["steps"]) == (2.5, 6)
+    assert model.settings()["steps"] == 5
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

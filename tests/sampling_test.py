@@ -17,7 +17,7 @@ from colajax.errors import UserError
 from colajax.hf import layout
 from colajax.sampling import tokens as token_choice
 from colajax.sampling.cola import Sampler
-from colajax.sampling.settings import SamplingSettings
+from colajax.sampling.settings import SamplingSettings, settings_of
 
 PAD = 39
 # Empty, inside the first block, whole blocks, and a prefix with a rest; block_size is 4.
@@ -123,9 +123,26 @@ def test_nothing_compiles_from_block_to_block(params):
     assert once[:2] == [1, 1]
     list(fresh.blocks(PROMPTS, DRAWN, 3))
     list(fresh.blocks([[1], [2] * 5, [], [4] * 7], DRAWN, 2))
+    list(fresh.blocks(PROMPTS[:3], DRAWN, 3))  # filled up to four
     other = SamplingSettings(steps=2, guidance=3, temperature=0, top_k=0, top_p=1, repetition_penalty=2, seed=1)
     list(fresh.blocks(PROMPTS, other, 3))
     assert [function._cache_size() for function in functions] == once
+
+
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_ids_that_the_tokenizer_lacks_are_never_sampled(sampler, params, temperature):
+    settings = SamplingSettings(max_new_tokens=24, steps=2, temperature=temperature, top_k=0, top_p=1)
+    everything = {token for answer in sampler.generate(PROMPTS, settings) for token in answer}
+    count = max(everything)  # of the ids that are sampled one is left out
+    fewer = Sampler(tiny_models.VAE, tiny_models.DIT, *params, pad_id=PAD, eos_id=None, token_count=count)
+    for (all_logits, best), (logits, tokens) in zip(
+        sampler.blocks(PROMPTS, settings, 3), fewer.blocks(PROMPTS, settings, 3), strict=True
+    ):
+        np.testing.assert_array_equal(logits, all_logits)
+        assert np.asarray(tokens).max() < count
+        if temperature == 0:
+            expected = np.where(np.asarray(best) < count, best, np.asarray(logits)[..., :count].argmax(-1))
+            np.testing.assert_array_equal(tokens, expected)
 
 
 def slow_kept(scores, top_k, top_p):
@@ -204,6 +221,17 @@ def test_draws_follow_the_restricted_distribution():
 def test_settings_out_of_range_are_named(key, value):
     with pytest.raises(UserError, match=f"^{key} is "):
         SamplingSettings(**{key: value})
+
+
+def test_other_names_of_settings_mean_the_same():
+    ours = SamplingSettings(steps=5, guidance=2.0)
+    assert settings_of({"timestep_num": 5, "guidance_scale": 2.0, "seed": None}) == ours
+    assert settings_of({"diffusion_steps": 5, "steps": 5, "guidance": 2.0}) == ours
+    for given in ({"steps": 5, "timestep_num": 6}, {"diffusion_steps": 5, "timestep_num": 6}):
+        with pytest.raises(UserError, match=r"is 5 and .* is 6|is 6 and .* is 5"):
+            settings_of(given)
+    with pytest.raises(UserError, match="guidance is -1"):
+        settings_of({"guidance_scale": -1.0})
 
 
 @pytest.mark.parametrize(

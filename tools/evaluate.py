@@ -1,9 +1,9 @@
 """Evaluates a stage 2 run by what it writes after held-out prefixes, beside the run's own last evaluation.
 
-python tools/evaluate.py --workdir RUN --records DIR [--prefixes 500] [--guidance 1.0]
+python tools/evaluate.py --workdir RUN --records DIR [--step N] [--prefixes 500] [--guidance 1.0]
 
-Prints a table and three continuations, and writes both to RUN/evaluation.json. On the project's story corpus the
-continuations are also checked by the grammar that wrote it.
+Prints a table and three continuations, and writes both to RUN/evaluation.json (with --step, RUN/evaluation_N.json). On
+the project's story corpus the continuations are also checked by the grammar that wrote it.
 """
 
 import json
@@ -18,10 +18,11 @@ from etils import epath
 from colajax.data.records import Records, check_tokenizer
 from colajax.errors import UserError, run_main
 from colajax.evals import continuation as cont
-from colajax.files import write_whole
+from colajax.files import check_writable, write_whole
 from colajax.sampling.load import load_run
-from colajax.sampling.settings import SamplingSettings
+from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, settings_of
 from colajax.stories.checker import check_story
+from colajax.train.checkpoint import run_config
 
 # Rows of the table: what the run's last evaluation calls it, and what a reader should.
 FROM_TRAINING = (
@@ -47,12 +48,25 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, help="of a stage 2 run")
     parser.add_argument("--records", required=True, help="folder whose validation rows give the prefixes")
     parser.add_argument("--prefixes", type=int, default=500)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--step", type=int, help="of the checkpoint; the latest by default")
+    parser.add_argument("--guidance", type=float, help="default 1")
+    parser.add_argument("--guidance_scale", type=float, help="another name of --guidance")
+    parser.add_argument("--steps", type=int, help=f"Euler steps a block; default {SamplingSettings.steps}")
+    for name in ("timestep_num", "diffusion_steps"):
+        parser.add_argument(f"--{name}", type=int, help="another name of --steps")
     args = parser.parse_args()
     if args.prefixes < 1:
         raise UserError(f"--prefixes {args.prefixes}: expected at least 1")
 
-    run = load_run(args.workdir)
+    given = {key: getattr(args, key) for key in ("guidance", "steps", *OTHER_NAMES)}
+    if args.guidance is None and args.guidance_scale is None:
+        given["guidance"] = 1.0
+    settings = settings_of(given | {"temperature": 0.0})
+    run_config(args.workdir)  # of a run that is not there nothing can be written
+    out = epath.Path(args.workdir) / f"evaluation{'' if args.step is None else f'_{args.step}'}.json"
+    check_writable(out)
+
+    run = load_run(args.workdir, args.step)
     held_out, training = Records.open(args.records, "validation"), Records.open(args.records, "train")
     check_tokenizer(held_out.metadata, run.tokenizer)
     report = last_report(args.workdir, run.step)
@@ -63,7 +77,6 @@ def main() -> None:
     if not prefixes:
         raise UserError(f"{args.records}: no held-out document of {3 * block} tokens or more to take a prefix from")
     length = run.config["sequence_length"]
-    settings = SamplingSettings(temperature=0.0, guidance=args.guidance)
     answers = cont.continue_prefixes(run.sampler, prefixes, settings, length=length)
     counts = cont.count_tokens(training, run.sampler.vae_config.vocab_size)
     predictions = {
@@ -83,7 +96,7 @@ def main() -> None:
     samples = [(decode(p.tokens), decode(a)) for p, a in list(zip(prefixes, answers, strict=True))[:3]]
 
     width = max(len(label) for label, _ in rows)
-    print(f"{args.workdir}, step {run.step}, guidance {args.guidance:g}, greedy")
+    print(f"{args.workdir}, step {run.step}, guidance {settings.guidance:g}, greedy")
     if report.get("step", run.step) != run.step:
         print(f"(the figures of the latents and the prior are of step {report['step']})")
     print("\n".join(f"{label:<{width}}  {value:.4g}" for label, value in rows))
@@ -91,11 +104,12 @@ def main() -> None:
         print(f"\n{prompt} |{text}")
     result = {
         "step": run.step,
-        "guidance": args.guidance,
+        "guidance": settings.guidance,
+        "steps": settings.steps,
         "figures": {k.strip(): v for k, v in rows},
         "samples": samples,
     }
-    write_whole(epath.Path(args.workdir) / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    write_whole(out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ if __name__ == "__main__":
 from colajax.errors import run_main
 from colajax.evals.export_parity import verify
 from colajax.hf.export import export
+from colajax.hf.model_card import Stated
 from colajax.sampling.load import run_tokenizer
 from colajax.sampling.settings import SamplingSettings
 
@@ -31,6 +32,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="a folder that does not exist")
     parser.add_argument("--step", type=int, help="of the checkpoint; the latest by default")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--license", help="for the model card, as the hub spells it: apache-2.0, ...")
+    parser.add_argument("--language", action="append", help="of the text, for the card; may be given several times")
+    parser.add_argument("--dataset", action="append", help="id on the hub, for the card; may be given several times")
+    parser.add_argument("--base_model", help="id on the hub of the checkpoint that the run was imported from")
     parser.add_argument("--skip_verify", action="store_true", help="do not compare with PyTorch")
     args = parser.parse_args()
     check = None
@@ -43,6 +48,7 @@ def main() -> None:
     step = export(
         args.workdir, args.out, run_tokenizer(args.workdir), dataclasses.asdict(SamplingSettings()),
         step=args.step, dtype=args.dtype, check=check,
+        stated=Stated(args.license, args.language, args.dataset, args.base_model),
     )  # fmt: skip
     print(f"{args.out}: step {step} of {args.workdir}")
 

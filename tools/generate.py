@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 from colajax.errors import run_main
 from colajax.sampling.load import load_run
-from colajax.sampling.settings import SamplingSettings
+from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, settings_of
 
 
 def main() -> None:
@@ -22,10 +22,13 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, help="of a stage 2 run")
     parser.add_argument("--prompt", required=True, action="append", help="may be given several times")
     parser.add_argument("--step", type=int, help="of the checkpoint; the latest by default")
+    kinds = {field.name: field.type for field in dataclasses.fields(SamplingSettings)}
     for field in dataclasses.fields(SamplingSettings):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help=f"default {field.default}")
+        parser.add_argument(f"--{field.name}", type=field.type, help=f"default {field.default}")
+    for name, setting in OTHER_NAMES.items():
+        parser.add_argument(f"--{name}", type=kinds[setting], help=f"another name of --{setting}")
     args = parser.parse_args()
-    settings = SamplingSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(SamplingSettings)})
+    settings = settings_of({name: getattr(args, name) for name in (*kinds, *OTHER_NAMES)})
     run = load_run(args.workdir, args.step)
     answers = run.sampler.generate([run.tokenizer.encode(prompt) for prompt in args.prompt], settings)
     for prompt, answer in zip(args.prompt, answers, strict=True):

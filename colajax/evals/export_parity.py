@@ -113,7 +113,8 @@ def _compare(workdir, hf: pathlib.Path, manifest: dict) -> list[Difference]:
         tokenizer = run_tokenizer(workdir)
         pad = pad_id_of(tokenizer, configs["vae"].vocab_size)
         sampler = Sampler(
-            configs["vae"], configs["dit"], params["vae"], params["dit"], pad_id=pad, eos_id=tokenizer.eos_id
+            configs["vae"], configs["dit"], params["vae"], params["dit"], pad_id=pad, eos_id=tokenizer.eos_id,
+            token_count=tokenizer.vocab_size,
         )
         table += _compare_generation(sampler, model, rng)
     return table

@@ -9,9 +9,9 @@ from etils import epath
 
 from colajax.data.tokenizer import SentencePieceTokenizer, Tokenizer, pad_id_of
 from colajax.errors import UserError
-from colajax.files import whole
+from colajax.files import check_writable, whole
 from colajax.hf import layout
-from colajax.hf.model_card import model_card
+from colajax.hf.model_card import NOTHING, Stated, model_card
 from colajax.hf.tokenizer_json import tokenizer_config, tokenizer_json
 from colajax.models.config import from_mapping
 from colajax.train.checkpoint import run_config
@@ -33,23 +33,27 @@ IMPORTED = "imported.json"  # in a workdir: what an import found in config.json 
 
 def export(
     workdir, out, tokenizer: Tokenizer, settings: dict, *, step: int | None = None, dtype: str = "float32",
-    check: Callable[[epath.Path], None] | None = None,
+    stated: Stated = NOTHING, check: Callable[[epath.Path], None] | None = None,
 ) -> int:  # fmt: skip
     """Exports the checkpoint of `step` (the latest by default) to the folder `out` and returns the step.
 
     `out` must not exist; it appears when everything is in it and `check`, given the finished folder, has not raised.
-    settings: of generation, as generation_config.json is to have them. Raises UserError on a run or a tokenizer that
-    cannot be exported.
+    settings: of generation, as generation_config.json is to have them; stated: for the model card. Raises UserError on
+    a run or a tokenizer that cannot be exported.
     """
     out = epath.Path(out)
     if out.exists():
         raise UserError(f"{out}: exists; remove it or name another folder")
+    check_writable(out)
     config = run_config(workdir)
     step, params = open_arrays(workdir, step)
     written_tokenizer = tokenizer_json(tokenizer)
     with whole(out, last=MANIFEST) as partial:
         partial.mkdir()
-        digests = _write_models(partial, workdir, config, params, dtype)
+        try:
+            digests = _write_models(partial, workdir, config, params, dtype)
+        except FloatingPointError as error:
+            raise UserError(f"{workdir}: step {step} cannot be exported: {error}; name another step") from None
         (partial / "tokenizer.json").write_text(written_tokenizer)
         _write_json(partial / "tokenizer_config.json", tokenizer_config(tokenizer, written_tokenizer))
         if isinstance(tokenizer, SentencePieceTokenizer):
@@ -57,7 +61,7 @@ def export(
             (partial / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
         if "dit" in params:
             _write_whole(partial, config, tokenizer, settings, dtype)
-        (partial / "README.md").write_text(model_card(workdir, config, step, dtype, list(params)))
+        (partial / "README.md").write_text(model_card(workdir, config, step, dtype, list(params), stated))
         made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest = {"format_version": 1, "step": step, "dtype": dtype, "made": made, "sha256": digests}
         _write_json(partial / MANIFEST, manifest)
@@ -93,6 +97,7 @@ def _write_whole(partial: epath.Path, config: dict, tokenizer: Tokenizer, settin
     special = {"pad_token_id": pad_id_of(tokenizer, config["vae"]["vocab_size"]), "eos_token_id": tokenizer.eos_id}
     whole = {
         "model_type": "cola_dlm",
+        "token_count": tokenizer.vocab_size,
         "architectures": ["ColaModel"],
         "auto_map": {"AutoConfig": "configuration_cola.ColaConfig", "AutoModel": "modeling_cola.ColaModel"},
         "dtype": dtype,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from colajax.data.tokenizer import Tokenizer, load_tokenizer, pad_id_of
 from colajax.errors import UserError
-from colajax.files import whole
+from colajax.files import check_writable, whole
 from colajax.hf import layout, names
 from colajax.hf.export import IMPORTED
 from colajax.stages import stage_of
@@ -31,13 +31,15 @@ def groups_in(hf) -> dict[str, epath.Path]:
 def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
     """Makes `workdir`, a run at `step`, from the checkpoint in the folder `hf`, one tensor at a time.
 
-    config: of the stage that the checkpoint fits; its model sections give way to the checkpoint's. The optimizer's
-    state is fresh, and the frozen encoder of stage 2 is the imported one. The records are those of the first training.
-    Raises UserError on anything that does not fit; `workdir`, which must not exist, appears when complete.
+    config: of the stage that the checkpoint fits; its model sections give way to the checkpoint's, and of the objective
+    what needs a variance that the VAE lacks. The optimizer's state is fresh, and the frozen encoder of stage 2 is the
+    imported one. The records are those of the first training. Raises UserError on anything that does not fit;
+    `workdir`, which must not exist, appears when complete.
     """
     workdir = epath.Path(workdir)
     if workdir.exists():
         raise UserError(f"{workdir}: exists; remove it or name another folder")
+    check_writable(workdir)
     folders = groups_in(hf)
     opened = {group: layout.open_model(layout.KINDS[group], folder) for group, folder in folders.items()}
     expected = "joint" if "dit" in opened else "vae"
@@ -46,6 +48,8 @@ def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
     config = ConfigDict(config.to_dict())
     for group, model in opened.items():
         config[group] = dataclasses.asdict(model.config)
+    if not config.vae.use_variation:
+        _without_variance(config.objective, hf)
     tokenizer = _tokenizer(epath.Path(hf))
 
     def write(partial: epath.Path) -> None:
@@ -93,6 +97,14 @@ def write_group(workdir: epath.Path, group: str, parameters: Iterable[tuple[str,
             targets.append(names.at(frozen["reference"], path.removeprefix("encoder/")))
         for target in targets:
             target[... if layer is None else layer] = array
+
+
+def _without_variance(objective: ConfigDict, hf) -> None:
+    """The terms that need the variance of the latents give way, as the model sections do."""
+    for key in ("beta", "lambda_ref"):
+        if objective.get(key):
+            print(f"{hf}: its VAE has no variance (use_variation false): objective.{key} is 0, not {objective[key]:g}")
+            objective[key] = 0.0
 
 
 def _tokenizer(hf: epath.Path) -> Tokenizer:

@@ -2,9 +2,11 @@
 
 import json
 import pathlib
+from typing import NamedTuple
 
 from etils import epath
 
+_PAPER = "[arXiv:2605.06548](https://arxiv.org/abs/2605.06548)"
 _USE = '''## Use
 
 Needs torch and transformers, and nothing else.
@@ -21,11 +23,11 @@ for prompt, answer in zip(prompts, answers):
 ```
 
 `generate(input_ids, attention_mask=None, *, noise=None, **settings)` returns the new token ids of each prompt: exactly
-max_new_tokens, or fewer where the end token comes first. Settings: max_new_tokens, steps (Euler steps a block),
-guidance (1 is none), temperature (0 takes the best token), top_k, top_p, repetition_penalty, seed; their defaults are
-in generation_config.json. `noise` (blocks, batch, block_size, latent_dim) replaces what is drawn. `model.vae.encode`
-and `model.vae.decode` are the text VAE, `model.dit` is the prior. `AutoModel` loads `cola_vae/` and `cola_dit/` alone
-too.
+max_new_tokens, or fewer where the end token comes first. Settings: max_new_tokens, steps (Euler steps a block; also
+timestep_num or diffusion_steps), guidance (1 is none; also guidance_scale), temperature (0 takes the best token),
+top_k, top_p, repetition_penalty, seed; their defaults are in generation_config.json. `noise` (blocks, batch,
+block_size, latent_dim) replaces what is drawn. `model.vae.encode` and `model.vae.decode` are the text VAE, `model.dit`
+is the prior. `AutoModel` loads `cola_vae/` and `cola_dit/` alone too.
 '''
 _USE_VAE = '''## Use
 
@@ -42,12 +44,32 @@ tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 '''
 
 
-def model_card(workdir, config: dict, step: int, dtype: str, groups: list[str]) -> str:
+class Stated(NamedTuple):
+    """What the user says of a model, as the hub has it in its metadata: a license and ids there; None: not said."""
+
+    license: str | None = None
+    language: list[str] | None = None
+    datasets: list[str] | None = None
+    base_model: str | None = None
+
+
+NOTHING = Stated()
+
+
+def model_card(workdir, config: dict, step: int, dtype: str, groups: list[str], stated: Stated) -> str:
     """The card of a run's export. workdir: its metrics are read up to `step`, if it has any."""
     whole = "dit" in groups
     what = "text VAE and block-causal DiT prior" if whole else "text VAE (stage 1)"
-    lines = ["---", "library_name: transformers", "tags: [cola-dlm]", "---", "", f"# Cola DLM: {what}", ""]
-    lines += ["A continuous latent diffusion language model (arXiv:2605.06548), exported by colajax.", ""]
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation" if whole else "feature-extraction",
+        "tags": ["cola-dlm", "diffusion", "arxiv:2605.06548"],
+        **{key: value for key, value in stated._asdict().items() if value},
+    }
+    # JSON is YAML.
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---", ""]
+    lines += [f"# Cola DLM: {what}", ""]
+    lines += [f"A continuous latent diffusion language model ({_PAPER}), exported by colajax.", ""]
     lines += [(_USE if whole else _USE_VAE).format(name="PATH_OF_THIS_FOLDER"), "## Training", ""]
     tokens = step * config["batch_size"] * config["sequence_length"]
     train, evaluation = _metrics(workdir, step)

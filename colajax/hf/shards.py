@@ -38,7 +38,8 @@ def write(
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, str]:  # fmt: skip
     """Writes model.safetensors into `folder`, or numbered shards of at most `shard_bytes` with their index (one larger
-    tensor has a shard of its own). `tensors` come as `specs` announces them. Returns the sha256 of each tensor."""
+    tensor has a shard of its own). `tensors` come as `specs` announces them. Returns the sha256 of each tensor. Raises
+    FloatingPointError naming a tensor that holds NaN or infinity."""
     folder, coming, digests, weight_map = epath.Path(folder), iter(tensors), {}, {}
     shards = _divide(specs, shard_bytes)
     for number, shard in enumerate(shards, 1):
@@ -50,6 +51,8 @@ def write(
             came, array = next(coming, (None, np.zeros(0)))
             if (came, array.shape) != (name, specs[name].shape):
                 raise ValueError(f"{came} of shape {array.shape} came, {name} of {specs[name].shape} was announced")
+            if not np.isfinite(array).all():
+                raise FloatingPointError(f"{name} holds NaN or infinity")
             held[name] = np.asarray(array, DTYPES[specs[name].dtype], order="C")
             digests[name] = hashlib.sha256(held[name].reshape(-1).view(np.uint8)).hexdigest()
             weight_map[name] = file

@@ -3,8 +3,8 @@
 Shape letters as in the models, and S positions of a block, P prompt latents as padded.
 
 Two compiled functions do the work: `prefill`, once a batch, and `block_step`, once a block, against caches of fixed
-shape. Prompt and cache lengths are rounded up to powers of two of blocks, so that a longer answer or a somewhat longer
-prompt meets a compiled function; the batch size is not rounded.
+shape. Prompt and cache lengths are rounded up to powers of two of blocks and the batch to powers of two of samples a
+device, so that a longer answer, a somewhat longer prompt or a few prompts more meet a compiled function.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,13 +58,14 @@ class Sampler:
     """Generates from one model on the devices of a mesh; every process of a run calls it alike.
 
     vae_params, dit_params: the trees of TextVAE and DiT; dtype: of compute and caches; eos_id None never ends early;
+    token_count: of the tokenizer; ids from there on, which stand for no text, are never sampled (None: all are);
     mesh None divides the batch and the parameters over every device. Raises UserError on configurations that do not fit
     together and token ids that are not there.
     """
 
     def __init__(
         self, vae_config: VAEConfig, dit_config: DiTConfig, vae_params: dict, dit_params: dict,
-        *, pad_id: int, eos_id: int | None, dtype=jnp.float32, mesh: Mesh | None = None,
+        *, pad_id: int, eos_id: int | None, token_count: int | None = None, dtype=jnp.float32, mesh: Mesh | None = None,
     ):  # fmt: skip
         check_pair(vae_config, dit_config)
         for key, token in (("pad_id", pad_id), ("eos_id", eos_id)):
@@ -72,6 +73,7 @@ class Sampler:
                 raise UserError(f"{key} is {token}: expected a token id from 0 to {vae_config.vocab_size - 1}")
         self.vae_config, self.dit_config, self.dtype = vae_config, dit_config, dtype
         self.pad_id, self.eos_id = pad_id, eos_id
+        self.token_count = vae_config.vocab_size if token_count is None else token_count
         self.mesh = make_mesh(EVERY_DEVICE) if mesh is None else mesh
         where = shardings_of(parameters_like(vae_config, dit_config, self.mesh))
         self.params = jax.device_put({"vae": vae_params, "dit": dit_params}, where)
@@ -137,8 +139,9 @@ class Sampler:
         samples = len(prompts)
         noise = self._check_noise(noise, blocks, samples)
         indices = _check_indices(sample_indices, samples)
-        # Empty prompts fill the batch up, so that it divides over the devices.
-        more = -samples % batch_shares(self.mesh.shape)
+        # Empty prompts fill the batch up, so that it divides over the devices and meets a compiled function.
+        shares = batch_shares(self.mesh.shape)
+        more = shares * _power_of_two(-(-samples // shares)) - samples
         tokens, padded, prompt_latents = self._pad([*prompts, *[()] * more])
         indices = np.pad(indices, (0, more))
         if noise is not None:
@@ -226,7 +229,9 @@ class Sampler:
         logits, decoder_kv = vae.decoder(
             z_BxSxD, positions=positions, cache=state.decoder, context_lengths=state.finished
         )
-        tokens = token_choice.choose(logits, state.seen, token_keys_B, **choice)
+        has_text = jnp.arange(logits.shape[-1]) < self.token_count
+        candidates = jnp.where(has_text, logits, -jnp.inf)
+        tokens = token_choice.choose(candidates, state.seen, token_keys_B, **choice)
         all_clean = jnp.zeros((len(tokens), 1, size), bool)
         _, dit_kv = dit(
             z_BxSxD[:, None], jnp.zeros(1), all_clean, positions[:, None],
@@ -266,9 +271,9 @@ class Sampler:
         return jax.lax.fori_loop(0, steps, euler, start)
 
 
-def _power_of_two(blocks: int) -> int:
-    """The least power of two that is at least `blocks`, and at least 1."""
-    return 1 << max(0, int(blocks) - 1).bit_length()
+def _power_of_two(count: int) -> int:
+    """The least power of two that is at least `count`, and at least 1."""
+    return 1 << max(0, int(count) - 1).bit_length()
 
 
 def _check_indices(sample_indices, samples: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from etils import epath
 
@@ -24,7 +25,7 @@ class LoadedRun(NamedTuple):
 
 def load_run(workdir, step: int | None = None) -> LoadedRun:
     """Reads the checkpoint of `step` (the latest by default) of a stage 2 run, divided over all devices, whatever mesh
-    it was trained on. Raises UserError on anything else."""
+    it was trained on. Raises UserError on anything else, and on parameters that are not finite."""
     config = run_config(workdir)
     if config["stage"] != "joint":
         raise UserError(f"{workdir}: a run of stage {config['stage']!r}; text is generated from one of stage 'joint'")
@@ -33,11 +34,18 @@ def load_run(workdir, step: int | None = None) -> LoadedRun:
     dit_config = from_mapping(DiTConfig, config["dit"], f"{workdir}: dit")
     mesh = make_mesh(EVERY_DEVICE)
     step, params = read_params(workdir, step, like=parameters_like(vae_config, dit_config, mesh))
+    if not _all_finite(params):
+        raise UserError(f"{workdir}: step {step} holds NaN or infinity among its parameters; name another step")
     sampler = Sampler(
         vae_config, dit_config, params["vae"], params["dit"], pad_id=pad_id_of(tokenizer, vae_config.vocab_size),
-        eos_id=tokenizer.eos_id, dtype=jnp.dtype(config["compute_dtype"]), mesh=mesh,
+        eos_id=tokenizer.eos_id, token_count=tokenizer.vocab_size, dtype=jnp.dtype(config["compute_dtype"]), mesh=mesh,
     )  # fmt: skip
     return LoadedRun(sampler, tokenizer, config, step)
+
+
+@jax.jit
+def _all_finite(params: dict) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
 
 
 def run_tokenizer(workdir) -> Tokenizer:

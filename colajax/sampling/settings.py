@@ -6,6 +6,9 @@ import numpy as np
 
 from colajax.errors import UserError
 
+# What the released code and others call a setting.
+OTHER_NAMES = {"guidance_scale": "guidance", "timestep_num": "steps", "diffusion_steps": "steps"}
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
@@ -40,3 +43,14 @@ class SamplingSettings:
         ):
             if not holds:
                 raise UserError(f"{key} is {getattr(self, key)!r}: expected {expected}")
+
+
+def settings_of(given: dict) -> SamplingSettings:
+    """Settings under our names or OTHER_NAMES; None is not given. Raises UserError on one that has two values."""
+    named: dict[str, str] = {}
+    for name in (name for name, value in given.items() if value is not None):
+        setting = OTHER_NAMES.get(name, name)
+        first = named.setdefault(setting, name)
+        if given[first] != given[name]:
+            raise UserError(f"{first} is {given[first]!r} and {name} is {given[name]!r}: expected one of the two names")
+    return SamplingSettings(**{setting: given[name] for setting, name in named.items()})

@@ -12,6 +12,8 @@ DEFAULTS = {
     "max_new_tokens": 32, "steps": 16, "guidance": 7.0, "temperature": 1.0, "top_k": 50, "top_p": 0.9,
     "repetition_penalty": 1.0, "seed": 0,
 }  # fmt: skip
+# What the released code and others call a setting.
+OTHER_NAMES = {"guidance_scale": "guidance", "timestep_num": "steps", "diffusion_steps": "steps"}
 
 
 def penalise(logits, seen, penalty):
@@ -57,9 +59,9 @@ class ColaGeneration:
 
         input_ids: lists of token ids of any lengths, or a tensor (B, T) with its attention_mask, as a tokenizer gives
         them. settings: max_new_tokens, steps (Euler steps a block), guidance (1: none), temperature (0: the best
-        token), top_k (0: off), top_p (1: off), repetition_penalty (1: off), seed; what is not given is as in
-        generation_config.json. noise: (blocks, B, S, D) in place of drawn noise. What a sample draws depends on the
-        seed and on its place in the batch, and on nothing else in the batch.
+        token), top_k (0: off), top_p (1: off), repetition_penalty (1: off), seed, also under OTHER_NAMES; what is not
+        given is as in generation_config.json. noise: (blocks, B, S, D) in place of drawn noise. What a sample draws
+        depends on the seed and on its place in the batch, and on nothing else in the batch.
         """
         settings = self.settings(**settings)
         prompts, budget = as_lists(input_ids, attention_mask), settings.pop("max_new_tokens")
@@ -77,12 +79,14 @@ class ColaGeneration:
         return [answer for answer, _ in answers]
 
     def settings(self, **given):
-        """Every setting of `generate`: given, or as in generation_config.json. ValueError on an unknown name."""
-        unknown = sorted(set(given) - set(DEFAULTS))
+        """Every setting of `generate`: given, or as in generation_config.json, under these names or OTHER_NAMES.
+        ValueError on an unknown name and on two names with two values."""
+        unknown = sorted(set(given) - {*DEFAULTS, *OTHER_NAMES})
         if unknown:
             raise ValueError(f"generate() got {', '.join(unknown)}: expected some of {', '.join(DEFAULTS)}")
-        kept = {key: getattr(self.generation_config, key, None) for key in DEFAULTS}
-        settings = {**DEFAULTS, **{key: value for key, value in kept.items() if value is not None}, **given}
+        kept = {key: getattr(self.generation_config, key, None) for key in (*DEFAULTS, *OTHER_NAMES)}
+        kept = {key: value for key, value in kept.items() if value is not None}
+        settings = {**DEFAULTS, **_own_names(kept), **_own_names(given)}
         for key in ("max_new_tokens", "steps"):
             if settings[key] < 1:
                 raise ValueError(f"{key} is {settings[key]!r}: expected at least 1")
@@ -111,13 +115,18 @@ class ColaGeneration:
             positions = state.finished[:, None] + torch.arange(size, device=device)
             mask = cached_mask(state.finished, state.decoder[0][0].shape[2], size)
             logits, decoder_kv = self.vae.decoder(z, positions=positions, mask=mask, cache=state.decoder)
-            tokens = choose(logits, seen, generators, temperature, top_k, top_p, repetition_penalty)
+            tokens = choose(self._with_text(logits), seen, generators, temperature, top_k, top_p, repetition_penalty)
             _, dit_kv = self.dit(z, torch.zeros_like(z[..., 0]), positions, mask, state.dit)
             append(state.decoder, decoder_kv, state.finished)
             append(state.dit, dit_kv, state.finished)
             state.finished, state.clean_count = state.finished + size, torch.zeros_like(state.clean_count)
             seen.scatter_(1, tokens, True)
             yield logits, tokens
+
+    def _with_text(self, logits):
+        """-inf for ids that the tokenizer has no piece for: the vocabulary may be larger (config.token_count)."""
+        count = getattr(self.config, "token_count", None) or logits.shape[-1]
+        return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= count, float("-inf"))
 
     def _prefill(self, prompts, blocks):
         """Encodes the prompts and fills both caches with their prefixes: the whole blocks of prompt latents."""
@@ -167,6 +176,17 @@ class ColaGeneration:
         """The new tokens that count, and whether there will be no more."""
         new, end = new[:budget], self.config.eos_token_id
         return (new[: new.index(end)], True) if end in new else (new, len(new) == budget)
+
+
+def _own_names(settings):
+    """The same under the names of DEFAULTS."""
+    own = {}
+    for name, value in settings.items():
+        key = OTHER_NAMES.get(name, name)
+        if own.setdefault(key, value) != value:
+            others = [other for other, meant in OTHER_NAMES.items() if meant == key]
+            raise ValueError(f"{key} and {' or '.join(others)} differ: expected one of the names")
+    return own
 
 
 class _State:
