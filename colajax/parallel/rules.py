@@ -84,10 +84,10 @@ def shardings_of(tree):
 
 @contextlib.contextmanager
 def laid_out(mesh: Mesh):
-    """While this is open, models lay their activations out over `mesh`. To be opened where a function is traced."""
+    """While this is open, models lay their activations out over `mesh`. Open it where a function is traced."""
 
     def constrain(x, names):
         return jax.lax.with_sharding_constraint(x, sharding(mesh, names, x.shape, padded=True))
 
-    with axes.laid_out(constrain):
+    with axes.layout_of_names(constrain):
         yield
