@@ -6,8 +6,8 @@ python tools/plan.py --config configs/cola_joint.py --topology v5p:4x4x8 [--slic
 For a TPU the real training step is compiled by the real compiler (a minute or more): whether it fits, memory by kind,
 the compiler's schedule by part, what the chips send each other and whether that is hidden, the time of a step, and
 days, chip-hours and storage to the target. For GPUs (h100:64) and CPUs (cpu:8) all is arithmetic, and the plan says so.
-A step that does not fit ends it with status 2 and a line that says what would; so does a compiled program that cannot be
-read, or whose matrix products contradict the stage's own count. --search compiles alternatives and ranks them.
+A step that does not fit ends it with status 2 and a line that says what would, and so does a program that cannot
+be read, or whose matrix products contradict the stage's own count. --search compiles alternatives and ranks them.
 """
 
 import json
