@@ -30,6 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.accumulation_steps = 1  # equal parts that a batch is gone through in
     config.total_steps = 1_000_000
     config.compute_dtype = "bfloat16"  # parameters are float32
+    config.gradient_reduction = "float32"  # of kernels, over devices; bfloat16 sends half (configs/README.md)
     config.remat = "dots"  # none, dots (save matrix products), full
     # Devices along each axis of the mesh, -1: all that the others leave (colajax/parallel/mesh.py).
     config.mesh = ConfigDict({"data": -1, "fsdp": 16, "tensor": 1})

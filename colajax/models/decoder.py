@@ -18,13 +18,13 @@ class Decoder(nnx.Module):
         self.config, self.remat = config, remat
         dim = config.dim
         make = dict(dtype=dtype, rngs=rngs)
-        self.latent_in = layers.linear(config.latent_dim, dim, (None, "embed"), bias=config.bias, **make)
+        self.latent_in = layers.Linear(config.latent_dim, dim, (None, "embed"), bias=config.bias, **make)
         self.blocks = layers.stack_layers(
             lambda rngs: VAEBlock(config, dtype=dtype, rngs=rngs), config.decoder_num_blocks, rngs
         )
-        self.unpatch = layers.linear(dim, config.patch_size * dim, ("embed", "mlp"), **make)
+        self.unpatch = layers.Linear(dim, config.patch_size * dim, ("embed", "mlp"), **make)
         self.norm = layers.layer_norm(dim, eps=config.layer_norm_eps, **make)
-        self.head = layers.linear(
+        self.head = layers.Linear(
             dim, config.vocab_size, ("table", None), bias=config.bias, result=jnp.float32, **make
         )
 

@@ -19,7 +19,8 @@ TIME_SCALE = 1000.0  # the network is fed t * 1000
 
 
 class Embedding(NamedTuple):
-    """The time of every position: `clean` (1, E) of time 0, `noisy` (B, E) or (1, E), is_noisy (B, C, L) chooses."""
+    """The time of every position, float32: `clean` (1, E) of time 0, `noisy` (B, E) or (1, E); is_noisy (B, C, L)
+    chooses."""
 
     clean: jax.Array
     noisy: jax.Array
@@ -30,9 +31,10 @@ class TimeEmbedding(nnx.Module):
     """Times in 0..1 to embeddings: a sinusoid of 256 (sin, then cos), then three linear layers with SiLU between."""
 
     def __init__(self, config: DiTConfig, *, dtype, rngs: nnx.Rngs):
-        self.proj_in = layers.linear(SINUSOID_DIM, config.txt_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
-        self.proj_hid = layers.linear(config.txt_dim, config.txt_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
-        self.proj_out = layers.linear(config.txt_dim, config.emb_dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        make = dict(dtype=dtype, result=jnp.float32, rngs=rngs)
+        self.proj_in = layers.Linear(SINUSOID_DIM, config.txt_dim, ("embed", "mlp"), **make)
+        self.proj_hid = layers.Linear(config.txt_dim, config.txt_dim, ("embed", "mlp"), **make)
+        self.proj_out = layers.Linear(config.txt_dim, config.emb_dim, ("embed", "mlp"), **make)
 
     def __call__(self, times_R):
         half = SINUSOID_DIM // 2
@@ -48,12 +50,13 @@ class Modulation(nnx.Module):
     """AdaLN head: SiLU, then a linear layer to `outputs`; zero weights, so that it starts at its bias."""
 
     def __init__(self, config: DiTConfig, outputs: int, *, bias="bias", dtype, rngs: nnx.Rngs):
-        self.linear = layers.linear(
-            config.emb_dim, outputs, ("embed", "mlp"), kernel="modulation", bias_init=bias, dtype=dtype, rngs=rngs
-        )
+        self.linear = layers.Linear(
+            config.emb_dim, outputs, ("embed", "mlp"), kernel="modulation", bias_init=bias, dtype=dtype,
+            result=jnp.float32, rngs=rngs,
+        )  # fmt: skip
 
     def __call__(self, embedding: "Embedding"):
-        """(B, C, L, outputs), computed once per distinct time."""
+        """(B, C, L, outputs) float32, computed once per distinct time."""
         with jax.named_scope("modulation"):
             times = (embedding.clean, embedding.noisy)
             clean, noisy = (by_sample(self.linear(jax.nn.silu(rows))) for rows in times)
@@ -62,8 +65,13 @@ class Modulation(nnx.Module):
 
 def modulate(x, shift_scale):
     """x * (1 + scale) + shift in float32, with shift and scale the halves of shift_scale; x's dtype."""
-    shift, scale = jnp.split(shift_scale.astype(jnp.float32), 2, axis=-1)
+    shift, scale = jnp.split(shift_scale, 2, axis=-1)
     return by_sample((x.astype(jnp.float32) * (1 + scale) + shift).astype(x.dtype))
+
+
+def add_gated(x, gate, branch):
+    """x + gate * branch in float32; x's dtype."""
+    return (x.astype(jnp.float32) + gate * branch.astype(jnp.float32)).astype(x.dtype)
 
 
 class DiTBlock(nnx.Module):
@@ -78,22 +86,22 @@ class DiTBlock(nnx.Module):
         self.mlp_in = Modulation(config, 2 * dim, **make)
         self.mlp_out = Modulation(config, dim, bias="gate_bias", **make)
         self.norm = layers.layer_norm(dim, eps=config.norm_eps, affine=False, **make)
-        self.qkv = layers.linear(dim, 3 * width, ("embed", "heads"), bias=config.qk_bias, **make)
+        self.qkv = layers.Linear(dim, 3 * width, ("embed", "heads"), bias=config.qk_bias, **make)
         self.q_norm = layers.layer_norm(config.head_dim, eps=config.norm_eps, **make)
         self.k_norm = layers.layer_norm(config.head_dim, eps=config.norm_eps, **make)
-        self.out = layers.linear(width, dim, ("heads", "embed"), bias=config.qk_bias, **make)
-        self.up = layers.linear(dim, config.expand_ratio * dim, ("embed", "mlp"), **make)
-        self.down = layers.linear(config.expand_ratio * dim, dim, ("mlp", "embed"), **make)
+        self.out = layers.Linear(width, dim, ("heads", "embed"), bias=config.qk_bias, **make)
+        self.up = layers.Linear(dim, config.expand_ratio * dim, ("embed", "mlp"), **make)
+        self.down = layers.Linear(config.expand_ratio * dim, dim, ("mlp", "embed"), **make)
 
     def __call__(self, x, embedding: Embedding, positions, *, lengths=None, cache=None, context_lengths=None):
         """x: (B, C, L, M). Returns (x, this layer's keys and values of copy 0, (B, L, H, K))."""
         with jax.named_scope("attention"):
             a, kv = self._attention(x, embedding, positions, lengths, cache, context_lengths)
-            x = x + self.msa_out(embedding) * a
+            x = add_gated(x, self.msa_out(embedding), a)
         with jax.named_scope("mlp"):
             h = self.up(modulate(self.norm(x), self.mlp_in(embedding)))
             h = jax.nn.gelu(constrain(h, "batch", None, None, "mlp"), approximate=True)
-            x = x + self.mlp_out(embedding) * by_sample(self.down(h))
+            x = add_gated(x, self.mlp_out(embedding), by_sample(self.down(h)))
         return by_sample(x), kv
 
     def _attention(self, x, embedding, positions, lengths, cache, context_lengths):
@@ -119,14 +127,14 @@ class DiT(nnx.Module):
     def __init__(self, config: DiTConfig, *, dtype=jnp.float32, remat="none", rngs: nnx.Rngs):
         self.config, self.remat = config, remat
         make = dict(dtype=dtype, rngs=rngs)
-        self.latent_in = layers.linear(config.txt_in_channels, config.txt_dim, (None, "embed"), **make)
+        self.latent_in = layers.Linear(config.txt_in_channels, config.txt_dim, (None, "embed"), **make)
         self.time = TimeEmbedding(config, **make)
         self.blocks = layers.stack_layers(
             lambda rngs: DiTBlock(config, dtype=dtype, rngs=rngs), config.num_layers, rngs
         )
         self.out_norm = layers.layer_norm(config.txt_dim, eps=config.norm_eps, **make)
         self.out_in = Modulation(config, 2 * config.txt_dim, **make)
-        self.head = layers.linear(
+        self.head = layers.Linear(
             config.txt_dim, config.txt_out_channels, ("embed", None), kernel="velocity", result=jnp.float32, **make
         )
 

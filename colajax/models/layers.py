@@ -4,12 +4,14 @@ Shape letters, here and in the rest of the models: B samples, C copies, L latent
 of a block, J cached positions, H heads, K head channels, M model width, D latent channels, T tokens, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 # Every initialiser of the project. Kernels keep the variance of their input (at the released widths that is a
 # standard deviation near the released 0.02); a modulation starts as the identity with its residual branch open.
@@ -30,7 +32,7 @@ UNROLLED_LAYERS = 4
 # What the backward pass recomputes, by config name.
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),  # a Linear's; a policy does not see into it
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -40,24 +42,68 @@ def precision_of(dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-def linear(
-    inputs: int, outputs: int, axes: tuple, *, dtype, rngs, bias=True, kernel="kernel", bias_init="bias", result=None
-) -> nnx.Linear:  # fmt: skip
-    """float32 parameters, operands in `dtype`, the product in `result` (default `dtype`); `kernel` and `bias_init` name
-    rows of INIT, axes the kernel's two dimensions. Heads give float32: what follows them (softmax, norm, loss) is
-    float32."""
-    return nnx.Linear(
-        inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=jnp.float32, precision=precision_of(dtype),
-        kernel_init=INIT[kernel], bias_init=INIT[bias_init], preferred_element_type=result, rngs=rngs,
-        kernel_metadata={"axes": axes},
-    )  # fmt: skip
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x, kernel, result):
+    """x (..., I) @ kernel (I, O) in the dtype `result`, with the kernel rounded to x's dtype.
+
+    Gradients: of x in its dtype; of the kernel, a sum over all positions, in the kernel's dtype. So a float32 kernel's
+    gradient is never rounded to bfloat16, neither here nor when devices add up what each has of it.
+    """
+    dims = (((x.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(
+        x, kernel.astype(x.dtype), dims, precision=precision_of(x.dtype), preferred_element_type=result
+    )
+
+
+def _product_forward(x, kernel, result):
+    return product(x, kernel, result), (x, kernel)
+
+
+def _product_backward(_, operands, gradient):
+    x, kernel = operands
+    gradient, precision = gradient.astype(x.dtype), precision_of(x.dtype)
+    positions = tuple(range(x.ndim - 1))
+    of_x = jax.lax.dot_general(
+        gradient, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())), precision=precision
+    )
+    of_kernel = jax.lax.dot_general(
+        x, gradient, ((positions, positions), ((), ())), precision=precision, preferred_element_type=kernel.dtype
+    )
+    return of_x, of_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class Linear(nnx.Module):
+    """x @ kernel + bias. float32 parameters, operands of the product in `dtype`, the result in `result` (default
+    `dtype`). Heads give float32: what follows them (softmax, norm, loss) is float32.
+
+    What every position shares meets the positions in float32, here and in the whole model: its gradient is a sum over
+    them, and a sum in bfloat16 stands still at 256 times its terms.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, axes: tuple, *, dtype, rngs, bias=True, kernel="kernel", bias_init="bias",
+        result=None,
+    ):  # fmt: skip
+        """kernel, bias_init: rows of INIT; axes: the names of the kernel's two dimensions."""
+        self.kernel = nnx.Param(INIT[kernel](rngs.params(), (inputs, outputs), jnp.float32), axes=axes)
+        self.bias = nnx.data(None)
+        if bias:
+            self.bias = nnx.Param(INIT[bias_init](rngs.params(), (outputs,), jnp.float32))
+        self.dtype, self.result = dtype, result or dtype
+
+    def __call__(self, x):
+        y = checkpoint_name(product(x.astype(self.dtype), self.kernel[...], self.result), "product")
+        return y if self.bias is None else (y.astype(jnp.float32) + self.bias[...]).astype(self.result)
 
 
 def layer_norm(dim: int, *, eps: float, dtype, rngs, affine=True) -> nnx.LayerNorm:
     """Statistics, scale and shift in float32; the result in `dtype`."""
     return nnx.LayerNorm(
         dim, epsilon=eps, use_bias=affine, use_scale=affine, dtype=dtype, param_dtype=jnp.float32,
-        use_fast_variance=False, rngs=rngs,
+        promote_dtype=lambda arrays, dtype: arrays, use_fast_variance=False, rngs=rngs,
     )  # fmt: skip
 
 

@@ -17,18 +17,18 @@ class Encoder(nnx.Module):
     """Tokens to the diagonal Gaussian posterior of their latents, block-causal."""
 
     def __init__(self, config: VAEConfig, *, dtype=jnp.float32, remat="none", rngs: nnx.Rngs):
-        self.config, self.remat = config, remat
+        self.config, self.dtype, self.remat = config, dtype, remat
         self.embedding = nnx.Embed(
-            config.vocab_size + 1, config.dim, dtype=dtype, embedding_init=layers.INIT["embedding"], rngs=rngs,
+            config.vocab_size + 1, config.dim, embedding_init=layers.INIT["embedding"], rngs=rngs,
             embedding_metadata={"axes": (None, "table")},
         )  # fmt: skip
         # A convolution whose kernel is its stride is a linear layer over the tokens of a patch.
-        self.patch = layers.linear(config.patch_size * config.dim, config.dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.patch = layers.Linear(config.patch_size * config.dim, config.dim, ("embed", "mlp"), dtype=dtype, rngs=rngs)
         self.blocks = layers.stack_layers(
             lambda rngs: VAEBlock(config, dtype=dtype, rngs=rngs), config.encoder_num_blocks, rngs
         )
         outputs = (2 if config.use_variation else 1) * config.latent_dim
-        self.head = layers.linear(
+        self.head = layers.Linear(
             config.dim, outputs, ("embed", None), bias=config.bias, dtype=dtype, result=jnp.float32, rngs=rngs
         )
         if config.encoder_last_ln:
@@ -36,13 +36,18 @@ class Encoder(nnx.Module):
                 config.latent_dim, eps=config.layer_norm_eps, affine=False, dtype=jnp.float32, rngs=rngs
             )
 
+    def embed(self, tokens_BxT):
+        """(B, T, M) in `dtype`. Looked up in float32 and rounded after: a token's gradient is a sum over all the places
+        where it stands."""
+        with jax.named_scope("embedding"):
+            return by_sample(self.embedding(tokens_BxT).astype(self.dtype))
+
     def __call__(self, tokens_BxT, lengths=None):
         """tokens: (B, T) in 0..vocab_size, T a multiple of patch_size, vocab_size standing for a masked token.
         lengths: (B,) latents in use, needed only without block_causal. Returns mean and logvar, (B, L, D) float32;
         logvar is None without use_variation."""
         config = self.config
-        with jax.named_scope("embedding"):
-            x = by_sample(self.embedding(tokens_BxT))
+        x = self.embed(tokens_BxT)
         x = self.patch(x.reshape(x.shape[0], -1, config.patch_size * config.dim))
         x = by_sample(x)
         positions = jnp.arange(x.shape[1])

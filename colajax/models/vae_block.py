@@ -27,14 +27,14 @@ class VAEBlock(nnx.Module):
         make_linear = dict(dtype=dtype, rngs=rngs)
         make_norm = dict(eps=config.layer_norm_eps, dtype=dtype, rngs=rngs)
         self.norm_attn = layers.layer_norm(config.dim, affine=config.layer_norm_affine, **make_norm)
-        self.qkv = layers.linear(config.dim, 3 * config.dim, ("embed", "heads"), bias=config.qk_bias, **make_linear)
+        self.qkv = layers.Linear(config.dim, 3 * config.dim, ("embed", "heads"), bias=config.qk_bias, **make_linear)
         if config.qk_norm:
             self.q_norm = layers.layer_norm(config.dim, affine=config.qk_norm_affine, **make_norm)
             self.k_norm = layers.layer_norm(config.dim, affine=config.qk_norm_affine, **make_norm)
-        self.out = layers.linear(config.dim, config.dim, ("heads", "embed"), bias=config.bias, **make_linear)
+        self.out = layers.Linear(config.dim, config.dim, ("heads", "embed"), bias=config.bias, **make_linear)
         self.norm_ffn = layers.layer_norm(config.dim, **make_norm)
-        self.up = layers.linear(config.dim, config.ffn_dim, ("embed", "mlp"), bias=config.bias, **make_linear)
-        self.down = layers.linear(hidden, config.dim, ("mlp", "embed"), bias=config.bias, **make_linear)
+        self.up = layers.Linear(config.dim, config.ffn_dim, ("embed", "mlp"), bias=config.bias, **make_linear)
+        self.down = layers.Linear(hidden, config.dim, ("mlp", "embed"), bias=config.bias, **make_linear)
         self.dtype = dtype
 
     def __call__(self, x_BxLxM, positions, *, lengths=None, cache: KVCache | None = None, context_lengths=None):

@@ -31,7 +31,9 @@ def compile_step(config, stage, optimizer: Optimizer, state: TrainState) -> Comp
     mesh = state.step.sharding.mesh
     shape = (config.batch_size, config.sequence_length)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding(mesh, ("batch", None), shape))
-    step = make_train_step(stage, optimizer, state, seed=config.seed, parts=config.accumulation_steps)
+    step = make_train_step(
+        stage, optimizer, state, seed=config.seed, parts=config.accumulation_steps, reduction=config.gradient_reduction
+    )
     lowered = step.lower(state, tokens, stage.trainable(0))
     memory, began = state_bytes(state), time.perf_counter()
     try:

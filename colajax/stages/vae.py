@@ -142,6 +142,11 @@ def check_micro_batch(config) -> None:
         raise UserError(f"remat is {config.remat!r}: expected one of {', '.join(REMAT_POLICIES)}")
     if config.compute_dtype not in ("float32", "bfloat16"):
         raise UserError(f"compute_dtype is {config.compute_dtype!r}: expected float32 or bfloat16")
+    if config.gradient_reduction not in {"float32", config.compute_dtype}:
+        raise UserError(
+            f"gradient_reduction is {config.gradient_reduction!r}: expected float32, or bfloat16 with compute_dtype "
+            f"bfloat16"
+        )
 
 
 class VAEStage(Stage):

@@ -20,6 +20,7 @@ from colajax.parallel.mesh import AXES
 # Keys that say where and how often, not what is computed; they may differ when a run goes on.
 OPERATIONAL = (
     "records", "log_every", "eval_every", "checkpoint_every", "keep_every", "remat", "accumulation_steps",
+    "gradient_reduction",
     *(f"mesh.{axis}" for axis in AXES),
 )  # fmt: skip
 

@@ -76,7 +76,9 @@ def train(config, make_stage, workdir) -> int:
     start = start or 0
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
-    train_step = make_train_step(stage, optimizer, like, seed=config.seed, parts=config.accumulation_steps)
+    train_step = make_train_step(
+        stage, optimizer, like, seed=config.seed, parts=config.accumulation_steps, reduction=config.gradient_reduction
+    )
     evaluate = make_evaluation(stage, mesh)
     rows = local_rows(mesh, config.batch_size)
     eval_batches = _eval_batches(held_out, config, mesh)

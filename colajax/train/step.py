@@ -22,8 +22,21 @@ def loss_and_means(stage, params: dict, frozen: dict, examples: dict, counts: di
     return loss, means | {"loss": loss}
 
 
-def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[str, ...], parts: int):
-    """Gradients of the batch's loss by the trainable groups, {group: tree}, and the means of the terms.
+def rounded_kernels(params, dtype):
+    """The parameters with every kernel in `dtype`: a kernel's gradient has its kernel's dtype, from the product that
+    makes it, through the sum over devices, to here (`models.layers.product`)."""
+
+    def rounded(path, leaf):
+        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(rounded, params)
+
+
+def batch_gradients(
+    stage, state: TrainState, examples: dict, trainable: tuple[str, ...], parts: int, reduction="float32"
+):
+    """Float32 gradients of the batch's loss by the trainable groups, {group: tree}, and the means of the terms.
+    reduction: the dtype in which devices add up what each has of the kernels' gradients.
 
     The batch is gone through in `parts` equal parts. Denominators are the whole batch's, so `parts` changes nothing
     but memory."""
@@ -34,8 +47,9 @@ def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[s
             params = {**state.params, **trained}
             return loss_and_means(stage, params, state.frozen, examples_of_part, counts, trainable)
 
-        grads, means = jax.grad(loss_of, has_aux=True)({group: state.params[group] for group in trainable})
-        return grads, means
+        trained = rounded_kernels({group: state.params[group] for group in trainable}, reduction)
+        grads, means = jax.grad(loss_of, has_aux=True)(trained)
+        return jax.tree.map(lambda gradient: gradient.astype(jnp.float32), grads), means
 
     if parts == 1:
         return part_gradients(examples)
@@ -51,9 +65,10 @@ def batch_gradients(stage, state: TrainState, examples: dict, trainable: tuple[s
     return jax.lax.scan(add_part, zeros, split)[0]
 
 
-def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int, parts: int):
+def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int, parts: int, reduction="float32"):
     """Returns the jitted train_step(state, tokens (B, T) int32, trainable) -> (state, means). The state, laid out as
-    `like` (see `abstract_state`), is donated; tokens: `parallel.batch.global_batch`.
+    `like` (see `abstract_state`), is donated; tokens: `parallel.batch.global_batch`; parts, reduction: see
+    `batch_gradients`.
 
     `trainable` is static: a step that leaves a group alone is a program of its own, and does not compute its
     gradients."""
@@ -67,7 +82,7 @@ def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int,
     def train_step(state: TrainState, tokens, trainable: tuple[str, ...]):
         with laid_out(mesh):
             examples = jax.tree.map(by_sample, stage.examples(tokens, state.step, seed))
-            grads, means = batch_gradients(stage, state, examples, trainable, parts)
+            grads, means = batch_gradients(stage, state, examples, trainable, parts, reduction)
         with jax.named_scope("optimizer"):
             params, opt_state, reports = optimizer.update(grads, state.opt_state, state.params, state.step)
         new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
