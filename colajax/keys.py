@@ -5,6 +5,8 @@ changes what is drawn.
 """
 
 import enum
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,10 @@ class Purpose(enum.IntEnum):
     PROMPT = 6
     GENERATION_NOISE = 7
     GENERATION_TOKENS = 8
+    EVALUATION = 9
+
+
+Draw = Callable[[Purpose], jax.Array]  # from a purpose to one key a sample, (B,)
 
 
 def check_seed(name: str, seed: int) -> None:
@@ -38,6 +44,23 @@ def sample_keys(seed: int, purpose: Purpose, step, indices) -> jax.Array:
     """One key a sample, (B,), from sample indices (B,); for generation `step` is the block."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), int(purpose)), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(indices))
+
+
+def training_draw(seed: int, step, indices) -> Draw:
+    """The keys of the update from `step` to step + 1, for these places (B,) in its batch."""
+    return lambda purpose: sample_keys(seed, purpose, step, indices)
+
+
+def evaluation_draw(rows) -> Draw:
+    """The keys of held-out rows (B,), by their place in the split: a row meets the same noise in every evaluation of
+    every run, whatever the batch it is in, and never that of an update."""
+    root = jax.random.fold_in(jax.random.key(0), int(Purpose.EVALUATION))
+
+    def keys(purpose: Purpose) -> jax.Array:
+        fold = functools.partial(jax.random.fold_in, jax.random.fold_in(root, int(purpose)))
+        return jax.vmap(fold)(jnp.asarray(rows))
+
+    return keys
 
 
 def normals(keys, shape) -> jax.Array:

@@ -24,7 +24,7 @@ The paper's variants, as overrides (--config.KEY=VALUE):
 import dataclasses
 
 import cola_vae
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from colajax.models.config import DiTConfig
 
@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = cola_vae.get_config(variant)
     config.stage = "joint"
     config.init_from = ""  # workdir of a stage 1 run; "": all from scratch
+    config.init_step = config_dict.placeholder(int)  # of its checkpoint; None: the latest
     config.compute_params = 1_800_000_000  # N of the EFLOP axis (the paper's figure); 0: the prior's own count
 
     # Every option of the model; the defaults are the released one (colajax/models/config.py).

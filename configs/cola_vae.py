@@ -56,6 +56,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer = ConfigDict({
         "peak": 1.5e-4, "init_value": 1e-6, "end_value": 1e-5, "warmup_steps": 5000,
         "b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": 1.0,  # clip: of each parameter group
+        "decay_steps": config_dict.placeholder(int),  # where the cosine ends, end_value after it; None: total_steps
+        "rewarm_from": 0,  # the step at which the moments were fresh, where that is not 0: the rate warms up again
         "weight_decay": ((".*/(kernel|embedding)", 0.01), (".*", 0.0)),  # first match of the whole path
         "lr_ratio": ((".*", 1.0),),
     })  # fmt: skip

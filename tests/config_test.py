@@ -1,5 +1,6 @@
 """Configurations that ship, overrides, and every mistake in one line before anything is written."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -15,8 +16,9 @@ from tiny_runs import ROOT, tiny_config
 from colajax.data.records import read_metadata
 from colajax.errors import UserError
 from colajax.stages import stage_of
-from colajax.train.config import flatten, keep_config, load_config
+from colajax.train.config import check_config, flatten, keep_config, load_config
 from colajax.train.loop import train
+from colajax.train.optimizer import learning_rate_schedule
 
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 
@@ -38,8 +40,10 @@ def error_of_training(config, workdir) -> str:
 
 
 def leave_run(workdir, config, digest):
-    """A workdir as a training begins it."""
-    keep_config(epath.Path(workdir), config, {"tokenizer": digest, "records": "r"})
+    """A workdir as a training begins it, or goes on with it."""
+    facts = {"tokenizer": digest, "records": "r"}
+    check_config(epath.Path(workdir), config, facts)
+    keep_config(epath.Path(workdir), config, facts)
     return workdir
 
 
@@ -153,7 +157,7 @@ def test_a_missing_file_and_an_unknown_variant():
         ("vae", ["accumulation_steps=3"], ["batch_size is 8", "3 * 4"]),
         ("vae", ["accumulation_steps=0"], ["batch_size is 8", "accumulation_steps"]),
         ("vae", ["sequence_length=64"], ["rows of 32 tokens", "sequence_length is 64"]),
-        ("vae", ["batch_size=0"], ["batch_size 0"]),
+        ("vae", ["batch_size=0"], ["config.batch_size is 0"]),
         ("vae", ["records="], ["config.records", "tools/prepare_data.py"]),
         ("vae", ["remat=some"], ["remat is 'some'", "none, dots, full"]),
         ("vae", ["compute_dtype=float16"], ["compute_dtype is 'float16'", "bfloat16"]),
@@ -169,7 +173,10 @@ def test_a_missing_file_and_an_unknown_variant():
         ("joint", ["dit.block_size=4"], ["block_size is 4", "8"]),
         ("joint", ["dit.txt_in_channels=8", "dit.txt_out_channels=8"], ["txt_in_channels is 8", "latent_dim, 4"]),
         ("joint", ["objective.time_distribution=normal"], ["time_distribution is 'normal'", "uniform"]),
-        ("joint", ["objective.interval=5", "objective.interval_joint=6"], ["interval_joint is 6", "5"]),
+        ("joint", ["objective.interval=5", "objective.interval_joint=6"], ["interval_joint is 6", "interval - 1 (4)"]),
+        ("joint", ["objective.interval=5"], ["interval_joint is 0", "train_vae=False"]),
+        ("joint", ["vae.block_causal=False"], ["config.vae.block_causal"]),
+        ("joint", ["compute_params=1800000000"], ["compute_params is 1,800,000,000", "compute_params=0"]),
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_written(stage, overrides, parts, records, tmp_path):
@@ -202,12 +209,80 @@ def test_a_run_goes_on_with_its_configuration_alone(records, digest, tmp_path):
 
 
 def test_operational_keys_may_change_when_a_run_goes_on(digest, tmp_path):
+    workdir = leave_run(tmp_path / "run", tiny_config("joint", "init_from=here"), digest)
+    operational = [
+        "records=elsewhere", "log_every=3", "eval_every=7", "eval_rows=4", "checkpoint_every=2", "keep_every=9",
+        "init_from=moved", "remat=full", "accumulation_steps=2", "mesh.fsdp=2",
+    ]  # fmt: skip
+    changed = tiny_config("joint", *operational)
+    leave_run(workdir, changed, digest)
+    kept = json.loads((workdir / "config.json").read_text())
+    assert {key: value for key, value in kept.items() if key != "facts"} == json.loads(json.dumps(changed.to_dict()))
+    assert kept["facts"] == {"tokenizer": digest, "records": "r"}
+    assert "facts.tokenizer was" in error_of(leave_run, workdir, changed, "another")
+
+
+def older(workdir, *keys):
+    """Makes a run's config.json one of a program that had not got these keys yet."""
+    path = workdir / "config.json"
+    kept = json.loads(path.read_text())
+    for key in keys:
+        *parents, last = key.split(".")
+        del functools.reduce(dict.__getitem__, parents, kept)[last]
+    path.write_text(json.dumps(kept))
+
+
+NEW = ("init_step", "optimizer.decay_steps", "optimizer.rewarm_from", "vae.rope_full_precision", "dit.qk_bias")
+
+
+def test_a_run_that_is_too_old_to_have_a_key_goes_on_with_its_default(digest, tmp_path):
+    config = tiny_config("joint")
+    workdir = leave_run(tmp_path / "run", config, digest)
+    older(workdir, *NEW)
+    loaded = load_config(str(workdir / "config.json"), [])
+    assert flatten(loaded.to_dict()) == flatten(config.to_dict())
+    leave_run(workdir, config, digest)
+    assert set(NEW) <= flatten(json.loads((workdir / "config.json").read_text())).keys()  # said from now on
+    older(workdir, *NEW)
+    with pytest.raises(UserError, match=r"optimizer\.rewarm_from was None, is 3"):
+        leave_run(workdir, tiny_config("joint", "optimizer.rewarm_from=3"), digest)
+    older(workdir, "optimizer.peak")  # there from the beginning: without it nobody knows
+    with pytest.raises(UserError, match=r"optimizer\.peak was None"):
+        leave_run(workdir, config, digest)
+
+
+def test_the_configuration_of_a_run_can_be_overridden_like_the_file_it_came_from(digest, tmp_path):
+    workdir = leave_run(tmp_path / "run", tiny_config("joint", "objective.fixed_log_snr=1.5"), digest)
+    overrides = {
+        "objective.fixed_log_snr": 2.0, "optimizer.lr_ratio": (("vae/.*", 0.01), (".*", 1.0)), "init_step": 7,
+        "optimizer.decay_steps": 10,
+    }  # fmt: skip
+    config = load_config(str(workdir / "config.json"), [f"{key}={value!r}" for key, value in overrides.items()])
+    found = flatten(config.to_dict())
+    assert {key: found[key] for key in overrides} == overrides
+    assert load_config(str(workdir / "config.json"), ["objective.fixed_log_snr=None"]).objective.fixed_log_snr is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"stage": "vae"', '{"stage": "vae"}'])
+def test_a_damaged_config_json_is_named(content, digest, tmp_path):
     workdir = leave_run(tmp_path / "run", tiny_config("vae"), digest)
-    kept = (workdir / "config.json").read_text()
-    operational = ["records=elsewhere", "log_every=3", "eval_every=7", "checkpoint_every=2", "keep_every=9"]
-    leave_run(workdir, tiny_config("vae", *operational, "remat=full", "accumulation_steps=2"), digest)
-    assert (workdir / "config.json").read_text() == kept
-    assert "facts.tokenizer was" in error_of(leave_run, workdir, tiny_config("vae"), "another")
+    (workdir / "config.json").write_text(content)
+    for use in (lambda: load_config(str(workdir / "config.json"), []),
+                lambda: check_config(epath.Path(workdir), tiny_config("vae"), {})):  # fmt: skip
+        assert f"{workdir}/config.json: damaged" in error_of(use)
+
+
+def test_a_longer_run_needs_a_word_on_its_learning_rate(digest, tmp_path):
+    workdir = leave_run(tmp_path / "run", tiny_config("vae"), digest)
+    message = error_of(leave_run, workdir, tiny_config("vae", "total_steps=20"), digest)
+    assert "total_steps was 12, is 20" in message
+    assert "--config.optimizer.decay_steps=12" in message
+    longer = tiny_config("vae", "total_steps=20", "optimizer.decay_steps=12")
+    leave_run(workdir, longer, digest)
+    rate = learning_rate_schedule(longer.optimizer, longer.total_steps)
+    before = learning_rate_schedule(tiny_config("vae").optimizer, 12)
+    assert [float(rate(step)) for step in range(13)] == [float(before(step)) for step in range(13)]
+    assert float(rate(12)) == float(rate(19)) == pytest.approx(longer.optimizer.end_value)
 
 
 def test_stage_2_starts_from_a_fitting_stage_1_run_only(records, digest, tmp_path):

@@ -22,7 +22,7 @@ from colajax.models.config import from_mapping
 from colajax.sampling.load import load_run
 from colajax.sampling.settings import SamplingSettings
 from colajax.stages.joint import JointStage
-from colajax.train.config import keep_config, load_config
+from colajax.train.config import check_config, load_config
 from colajax.train.loop import train
 from colajax.train.stored import open_arrays
 
@@ -68,7 +68,7 @@ def test_training_goes_on_from_an_imported_run(checkpoint, records, tmp_path, ca
     facts = json.loads((run / "config.json").read_text())["facts"]
     assert set(facts) == {"tokenizer", "records"}
     with pytest.raises(UserError, match=r"facts\.records"):
-        keep_config(run, config, facts | {"records": "others"})
+        check_config(run, config, facts | {"records": "others"})
     export(run, tmp_path / "hf", load_run(run).tokenizer, {})
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| steps | 12 of 12 |" in card
@@ -80,7 +80,7 @@ def test_records_of_another_tokenizer_are_refused(checkpoint, tmp_path):
     import_run(checkpoint[0], tmp_path / "run", tiny_config("joint"))
     config = load_config(str(tmp_path / "run" / "config.json"), [])
     with pytest.raises(UserError, match=r"facts\.tokenizer"):
-        keep_config(tmp_path / "run", config, {"tokenizer": "another", "records": "a"})
+        check_config(tmp_path / "run", config, {"tokenizer": "another", "records": "a"})
 
 
 def test_what_the_released_config_says_comes_out_again(tmp_path):

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from colajax.axes import by_sample
 from colajax.data.loader import Loader
 from colajax.hf import layout
+from colajax.keys import training_draw
 from colajax.models import layers
 from colajax.parallel.batch import global_batch, local_rows
 from colajax.parallel.mesh import AXES, ONE_DEVICE, make_mesh
@@ -62,7 +63,8 @@ def gradients(mesh, stage_name: str) -> dict:
 
     def run(state, tokens):
         with laid_out(mesh):
-            examples = jax.tree.map(by_sample, stage.examples(tokens, state.step, seed=1))
+            draw = training_draw(1, state.step, jnp.arange(len(tokens)))
+            examples = jax.tree.map(by_sample, stage.examples(tokens, draw))
             return batch_gradients(stage, state, examples, stage.groups, 1)
 
     found, means = whole(jax.jit(run, out_shardings=replicated(mesh))(state, tokens))
@@ -114,7 +116,8 @@ def hashes(mesh, records: str, parts: int, seed: int) -> str:
     def run(params, step, tokens):
         state = TrainState(step, params, {}, {})
         with laid_out(mesh):
-            examples = jax.tree.map(by_sample, stage.examples(tokens, step, config.seed))
+            draw = training_draw(config.seed, step, jnp.arange(len(tokens)))
+            examples = jax.tree.map(by_sample, stage.examples(tokens, draw))
             return batch_gradients(stage, state, examples, stage.groups, parts)[1]
 
     run = jax.jit(run, out_shardings=replicated(mesh))

@@ -18,6 +18,7 @@ def config(**changes):
     optimizer = ConfigDict({
         "peak": 3e-2, "init_value": 1e-6, "end_value": 1e-3, "warmup_steps": 3, "b1": 0.9, "b2": 0.95, "eps": 1e-8,
         "clip": 1.0, "weight_decay": ((".*/kernel", 0.1), (".*", 0.0)), "lr_ratio": ((".*", 1.0),),
+        "decay_steps": None, "rewarm_from": 0,
     })  # fmt: skip
     optimizer.update(changes)
     return optimizer
@@ -140,3 +141,11 @@ def test_schedule_of_the_paper():
 def test_warm_up_must_fit_in_the_run(warmup):
     with pytest.raises(UserError, match=f"warmup_steps is {warmup}: expected 1 to total_steps - 1 \\(7\\)"):
         learning_rate_schedule(config(warmup_steps=warmup), TOTAL)
+
+
+def test_fresh_moments_at_a_later_step_warm_up_again():
+    c = config()
+    rate, again = learning_rate_schedule(c, 100), learning_rate_schedule(config(rewarm_from=50), 100)
+    assert float(again(50)) == pytest.approx(c.init_value)
+    assert float(again(51)) == pytest.approx(c.init_value + (float(rate(51)) - c.init_value) / 3)
+    assert [float(again(step)) for step in (53, 60, 99)] == pytest.approx([float(rate(step)) for step in (53, 60, 99)])

@@ -1,15 +1,24 @@
 """What a stage draws for a batch, which groups it trains when, and what it makes of the means."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import PAD, ROWS, SEQUENCE_LENGTH, make_stage, make_tokens
+
+from colajax.keys import training_draw
 
 
 @pytest.mark.parametrize("name", ["vae", "joint"])
 def test_what_a_sample_draws_depends_on_seed_step_and_its_index_alone(name):
     stage, _ = make_stage(name)
-    draw = jax.jit(stage.examples, static_argnums=2)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def draw(tokens, step, seed):
+        return stage.examples(tokens, training_draw(seed, step, jnp.arange(len(tokens))))
+
     tokens, others = make_tokens(), make_tokens(1)
     whole, part, beside_others = draw(tokens, 3, 1), draw(tokens[:4], 3, 1), draw(np.r_[tokens[:4], others[4:]], 3, 1)
     for name in whole:
@@ -31,7 +40,7 @@ def test_masked_tokens_are_text_at_the_rate():
     stage, _ = make_stage("vae", "objective.mask_rate=0.15")
     tokens = np.full((2000, SEQUENCE_LENGTH), 1, np.int32)
     tokens[:, 20:] = PAD
-    masked = np.asarray(stage.examples(tokens, 0, seed=0)["masked"])
+    masked = np.asarray(stage.examples(tokens, training_draw(0, 0, jnp.arange(2000)))["masked"])
     assert not masked[:, 20:].any()
     assert masked[:, :20].mean() == pytest.approx(0.15, abs=4 * np.sqrt(0.15 * 0.85 / 40_000))
 

@@ -52,16 +52,16 @@ STOPPED = """
 import os, sys, time
 from etils import epath
 from colajax.errors import run_main
-from colajax.train import __main__, loop
+from colajax.train import __main__, reporter
 number, at, first = int(sys.argv.pop(1)), int(sys.argv.pop(1)), epath.Path(sys.argv.pop(1))
-line = loop.progress_line
+line = reporter.progress_line
 def line_and_signal(step, *rest):
     if step == at:
         while not first.exists():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
     return line(step, *rest)
-loop.progress_line = line_and_signal
+reporter.progress_line = line_and_signal
 run_main(__main__.main)
 """
 
@@ -129,7 +129,7 @@ def make_params(stage, seed=0):
     kinds = {"vae": layout.VAE, "dit": layout.DIT}
     return {
         group: jax.tree.map(jnp.asarray, tiny_models.random_params(kinds[group], config, seed))
-        for group, config in {"vae": stage.vae.config, "dit": getattr(stage, "config", None)}.items()
+        for group, config in {"vae": stage.vae_config, "dit": getattr(stage, "dit_config", None)}.items()
         if group in stage.groups
     }
 

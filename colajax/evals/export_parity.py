@@ -25,7 +25,7 @@ from colajax.models.config import from_mapping
 from colajax.sampling.cola import Sampler
 from colajax.sampling.load import run_tokenizer
 from colajax.sampling.settings import SamplingSettings
-from colajax.train.checkpoint import run_config
+from colajax.train.config import run_config
 from colajax.train.stored import open_arrays
 
 CERTIFICATE = "certificate.json"

@@ -14,7 +14,7 @@ from colajax.hf import layout
 from colajax.hf.model_card import NOTHING, Stated, model_card
 from colajax.hf.tokenizer_json import tokenizer_config, tokenizer_json
 from colajax.models.config import from_mapping
-from colajax.train.checkpoint import run_config
+from colajax.train.config import run_config
 from colajax.train.stored import open_arrays
 
 _CODE = pathlib.Path(__file__).parent / "pytorch"

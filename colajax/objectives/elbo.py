@@ -37,7 +37,10 @@ def negative_entropy(logvar):
 
 
 def kl_between(mean, logvar, reference_mean, reference_logvar):
-    """KL(q || q_ref) of diagonal Gaussians in closed form, (B, L), in nats."""
+    """KL(q || q_ref) of diagonal Gaussians in closed form, (B, L), in nats; without variances (both logvar None) as of
+    unit Gaussians, half the squared distance of the means."""
+    if logvar is None:
+        return 0.5 * ((mean - reference_mean) ** 2).sum(-1)
     spread = jnp.exp(logvar - reference_logvar)
     shift = (mean - reference_mean) ** 2 * jnp.exp(-reference_logvar)
     return 0.5 * (spread + shift - 1.0 + reference_logvar - logvar).sum(-1)

@@ -11,9 +11,9 @@ def interpolate(z0, z1, t_B):
     return (1 - t) * z0 + t * z1
 
 
-def sample_times(normal_B, uniform_B, *, distribution: str, loc: float, scale: float):
-    """Times (B,) in (0, 1): "logit_normal" is sigmoid(loc + scale * normal), "uniform" is the ablation."""
-    return uniform_B if distribution == "uniform" else jax.nn.sigmoid(loc + scale * normal_B)
+def logit_normal(normal_B, loc: float, scale: float):
+    """Times (B,) in (0, 1) from standard normals (the uniform distribution of times is the ablation)."""
+    return jax.nn.sigmoid(loc + scale * normal_B)
 
 
 def unit_floor(t):

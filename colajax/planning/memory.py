@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from colajax.keys import training_draw
 from colajax.parallel.batch import batch_shares
 from colajax.parallel.mesh import ONE_DEVICE
 from colajax.train.config import changed
@@ -55,7 +56,7 @@ def _kept_per_row(config: FrozenConfigDict, make_stage: Callable) -> int:
     trainable = stage.trainable(0)
 
     def residuals(params, frozen, tokens):
-        examples = stage.examples(tokens, 0, 0)
+        examples = stage.examples(tokens, training_draw(0, 0, jnp.arange(tokens.shape[0])))
         counts = stage.counts(examples)
 
         def loss_of(trained):

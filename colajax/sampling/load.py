@@ -11,7 +11,8 @@ from colajax.errors import UserError
 from colajax.models.config import DiTConfig, VAEConfig, from_mapping
 from colajax.parallel.mesh import make_mesh
 from colajax.sampling.cola import EVERY_DEVICE, Sampler, parameters_like
-from colajax.train.checkpoint import read_params, run_config
+from colajax.train.checkpoint import read_params
+from colajax.train.config import run_config
 
 
 class LoadedRun(NamedTuple):

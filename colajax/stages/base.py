@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from colajax.errors import UserError
+from colajax.keys import Draw
 from colajax.models.config import VAEConfig
+from colajax.models.layers import Functional
 
 
 class Stage(abc.ABC):
@@ -19,7 +21,9 @@ class Stage(abc.ABC):
     """
 
     vocab_size: int  # a tokenizer may have as many tokens
+    pad_id: int
     init_from: str = ""  # workdir of another run that this one begins with
+    init_step: int | None = None  # of its checkpoint; None: the latest
     init_groups: tuple[str, ...] = ()  # what it takes from there
     groups: tuple[str, ...]  # top-level parameter groups, each clipped and optimised on its own
     weights: Mapping[str, float]  # of the terms in the loss; the others are reported only
@@ -50,7 +54,7 @@ class Stage(abc.ABC):
         return params, {}
 
     @abc.abstractmethod
-    def examples(self, tokens, step, seed: int) -> dict:
+    def examples(self, tokens, draw: Draw) -> dict:
         """Everything the loss of these samples depends on, arrays with leading axis B; tokens: (B, T)."""
 
     @abc.abstractmethod
@@ -80,6 +84,10 @@ class Stage(abc.ABC):
     def mean(self, name: str, total, counts: dict):
         """The sum of a term as a mean; a count of zero leaves a sum of zero."""
         return total / jnp.maximum(counts[self.DENOMINATORS.get(name, "latents")], 1)
+
+
+def parameter_count(model: Functional) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
 
 
 def latents_of(tokens_are_text, patch_size: int):

@@ -4,46 +4,48 @@ L = lambda_vae (-E log p(x | z0) + beta E log q(z0 | x) + lambda_mask L_mask) + 
     + lambda_ref KL(q(z0 | x) || q_ref(z0 | x)), with q_ref the frozen encoder of stage 1.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from colajax import keys
 from colajax.errors import UserError
-from colajax.keys import Purpose
-from colajax.models.config import DiTConfig, check_pair, from_mapping
+from colajax.keys import Draw, Purpose, normals, uniforms
+from colajax.models.config import DiTConfig, VAEConfig, check_pair, from_mapping
 from colajax.models.dit import DiT
 from colajax.models.layers import Functional
 from colajax.models.text_vae import normalise
 from colajax.objectives import elbo
 from colajax.objectives import flow_matching as fm
-from colajax.stages.base import Stage, latents_of
+from colajax.stages.base import latents_of, parameter_count
 from colajax.stages.flops import dit_flops, encoder_flops
-from colajax.stages.vae import VAEPass
+from colajax.stages.text_vae import TextVAEStage
 
 TIME_BINS = 10
+NOMINAL_TOLERANCE = 0.1  # of config.compute_params against the prior's own count
 
 
-class JointStage(Stage):
-    """Stage 2 as the loop sees it. `frozen` holds {"reference": the encoder of stage 1} where the VAE is trained."""
+class JointStage(TextVAEStage):
+    """Stage 2 as the loop sees it. `frozen` holds {"reference": the encoder of stage 1} where `has_reference`."""
 
     groups = ("vae", "dit")
     init_groups = ("vae",)
-    DENOMINATORS = VAEPass.DENOMINATORS | {
+    DENOMINATORS = TextVAEStage.DENOMINATORS | {
         "flow": "noisy", "flow_floor": "noisy", "flow_swapped": "noisy", "flow_by_time": "noisy_by_time",
     }  # fmt: skip
 
     def __init__(self, config, pad_id: int):
-        self.vae = VAEPass(config, pad_id)
-        self.config: DiTConfig = from_mapping(DiTConfig, config.dit.to_dict(), "config.dit")
-        check_pair(self.vae.config, self.config)
-        self.objective, self.sequence_length = config.objective, config.sequence_length
-        self.nominal_params = config.compute_params
+        super().__init__(config, pad_id)
+        self.dit_config: DiTConfig = from_mapping(DiTConfig, config.dit.to_dict(), "config.dit")
+        check_pair(self.vae_config, self.dit_config)
+        if not self.vae_config.block_causal:
+            raise UserError("config.vae.block_causal: expected True: the sampler decodes block by block")
         dtype = jnp.dtype(config.compute_dtype)
-        self.model = Functional(lambda rngs: DiT(self.config, dtype=dtype, remat=config.remat, rngs=rngs))
-        self.vocab_size = self.vae.config.vocab_size
-        self.init_from, self.vae_config = config.init_from, config.vae.to_dict()
+        self.dit = Functional(lambda rngs: DiT(self.dit_config, dtype=dtype, remat=config.remat, rngs=rngs))
+        self.init_from, self.init_step = config.init_from, config.init_step
         self.weights = self._weights()
+        self.nominal_params = self._nominal_params(config.compute_params)
 
     def _weights(self) -> dict[str, float]:
         o = self.objective
@@ -53,16 +55,29 @@ class JointStage(Stage):
             )
         if not 0 <= o.prompt_probability <= 1:
             raise UserError(f"config.objective.prompt_probability is {o.prompt_probability}: expected 0 to 1")
-        if not 0 <= o.interval_joint <= o.interval:
+        if (o.interval or o.interval_joint) and not 0 < o.interval_joint < o.interval:
             raise UserError(
-                f"config.objective.interval_joint is {o.interval_joint}: expected 0 to interval ({o.interval})"
+                f"config.objective.interval_joint is {o.interval_joint}: expected 1 to interval - 1 "
+                f"({o.interval - 1}); a fixed VAE is train_vae=False"
             )
-        if not self.vae.config.use_variation and (o.beta or o.lambda_ref):
-            raise UserError("config.objective: expected beta 0 and lambda_ref 0 for a VAE without use_variation")
         return {
             "reconstruction": o.lambda_vae, "negative_entropy": o.lambda_vae * o.beta,
             "mask": o.lambda_vae * o.lambda_mask, "flow": o.lambda_fm, "kl_reference": o.lambda_ref,
         }  # fmt: skip
+
+    def _nominal_params(self, nominal: int) -> int:
+        count = parameter_count(self.dit)
+        if nominal and abs(nominal / count - 1) > NOMINAL_TOLERANCE:
+            raise UserError(
+                f"config.compute_params is {nominal:,}, but config.dit has {count:,} parameters: the EFLOPs would be "
+                f"of another model; set compute_params=0 for its own count"
+            )
+        return nominal or count
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the encoder that the run began with is kept: without lambda_ref too, for its KL shows a collapse."""
+        return self.objective.train_vae and bool(self.init_from or self.objective.lambda_ref)
 
     def trainable(self, step: int) -> tuple[str, ...]:
         """Fixed VAE: the prior alone. Interval: in each `interval` steps the first interval_joint are joint."""
@@ -72,13 +87,13 @@ class JointStage(Stage):
 
     def init(self, key: jax.Array) -> dict:
         vae_key, dit_key = jax.random.split(key)
-        return {"vae": self.vae.model.init(vae_key), "dit": self.model.init(dit_key)}
+        return {"vae": self.vae.init(vae_key), "dit": self.dit.init(dit_key)}
 
     def axes(self) -> dict:
-        return {"vae": self.vae.model.axes(), "dit": self.model.axes()}
+        return {"vae": self.vae.axes(), "dit": self.dit.axes()}
 
     def frozen_axes(self) -> dict:
-        return {"reference": self.vae.encoder.axes()}
+        return {"reference": self.encoder.axes()}
 
     def check_start(self, found: dict | None) -> None:
         o = self.objective
@@ -91,67 +106,60 @@ class JointStage(Stage):
             return
         if found["stage"] != "vae":
             raise UserError(f"config.init_from: {self.init_from} is a run of stage {found['stage']!r}; expected 'vae'")
-        theirs = found["vae"] | {"fixed_log_snr": found["objective"]["fixed_log_snr"]}
-        ours = self.vae_config | {"fixed_log_snr": o.fixed_log_snr}
+        # A key that the run is too old to have has its default.
+        theirs = dataclasses.asdict(VAEConfig()) | found["vae"] | {"fixed_log_snr": found["objective"]["fixed_log_snr"]}
+        ours = dataclasses.asdict(self.vae_config) | {"fixed_log_snr": o.fixed_log_snr}
         differ = [f"{k} is {ours.get(k)!r}, there {theirs.get(k)!r}" for k in sorted({*ours, *theirs})
                   if ours.get(k) != theirs.get(k)]  # fmt: skip
         if differ:
             raise UserError(f"config.vae: differs from the stage 1 run {self.init_from} ({'; '.join(differ)})")
 
     def begin(self, params: dict, loaded: dict | None) -> tuple[dict, dict]:
-        """The VAE of stage 1, a fresh prior. The reference is kept without lambda_ref too: its KL shows a collapse."""
+        """The VAE of stage 1, a fresh prior."""
         params = params if loaded is None else {**params, "vae": loaded["vae"]}
-        if not self.objective.train_vae or not (self.init_from or self.objective.lambda_ref):
+        if not self.has_reference:
             return params, {}
         # A copy: the step donates the parameters' memory.
         return params, {"reference": jax.tree.map(jnp.copy, params["vae"]["encoder"])}
 
-    def examples(self, tokens, step, seed: int) -> dict:
-        o, block_size = self.objective, self.config.block_size
-        examples = self.vae.examples(tokens, step, seed)
-        rows, shape = jnp.arange(tokens.shape[0]), examples["posterior_noise"].shape[1:]
-
-        def draw(purpose):
-            return keys.sample_keys(seed, purpose, step, rows)
-
-        time = draw(Purpose.TIME)
-        times = fm.sample_times(
-            keys.normals(time, ()),
-            keys.uniforms(time, ()),
-            distribution=o.time_distribution,
-            loc=o.time_loc,
-            scale=o.time_scale,
-        )
-        cuts = keys.uniforms(draw(Purpose.PROMPT), (2, shape[0] // block_size))
+    def examples(self, tokens, draw: Draw) -> dict:
+        o, block_size = self.objective, self.dit_config.block_size
+        examples = super().examples(tokens, draw)
+        shape = examples["posterior_noise"].shape[1:]
+        if o.time_distribution == "uniform":
+            times = uniforms(draw(Purpose.TIME), ())
+        else:
+            times = fm.logit_normal(normals(draw(Purpose.TIME), ()), o.time_loc, o.time_scale)
+        cuts = uniforms(draw(Purpose.PROMPT), (2, shape[0] // block_size))
         given = fm.given_positions(cuts[:, 0], cuts[:, 1], block_size, o.prompt_probability)
-        return examples | {"noise": keys.normals(draw(Purpose.NOISE), shape), "time": times, "given": given}
+        return examples | {"noise": normals(draw(Purpose.NOISE), shape), "time": times, "given": given}
 
     def _predicted(self, examples: dict):
         """Which latents the flow loss is on, (B, L): neither given nor padding."""
-        return latents_of(examples["tokens"] != self.vae.pad_id, self.vae.config.patch_size) & ~examples["given"]
+        return latents_of(examples["tokens"] != self.pad_id, self.vae_config.patch_size) & ~examples["given"]
 
     def counts(self, examples: dict) -> dict:
         predicted = self._predicted(examples).sum(-1).astype(jnp.float32)
         by_time = _exactly(_time_bins(examples["time"]).T, predicted)
-        return self.vae.counts(examples) | {"noisy": predicted.sum(), "noisy_by_time": by_time}
+        return super().counts(examples) | {"noisy": predicted.sum(), "noisy_by_time": by_time}
 
     def terms(self, params, frozen, examples, trainable, diagnostics=False) -> dict:
         tokens = examples["tokens"]
-        valid = latents_of(tokens != self.vae.pad_id, self.vae.config.patch_size)
+        valid = latents_of(tokens != self.pad_id, self.vae_config.patch_size)
         if "vae" in trainable or diagnostics:
-            terms, (mean, logvar, z) = self.vae.terms(params["vae"], examples)
+            terms, (mean, logvar, z) = self.vae_terms(params["vae"], examples)
         else:
-            mean, logvar = self.vae.encode(self.vae.encoder.bind(params["vae"]["encoder"]), tokens)
-            z = normalise(self.vae.config, elbo.sample_posterior(mean, logvar, examples["posterior_noise"]))
-            terms = self.vae.posterior_terms(mean, logvar, valid)
+            mean, logvar = self.encode(self.encoder.bind(params["vae"]["encoder"]), tokens)
+            z = normalise(self.vae_config, elbo.sample_posterior(mean, logvar, examples["posterior_noise"]))
+            terms = self.posterior_terms(mean, logvar, valid)
         if frozen:
-            reference = self.vae.encode(self.vae.encoder.bind(frozen["reference"]), tokens)
+            reference = self.encode(self.encoder.bind(frozen["reference"]), tokens)
             divergence = elbo.kl_between(mean, logvar, *reference)
             terms["kl_reference"] = jnp.where(valid, divergence, 0).sum()
         return terms | self._flow_terms(params["dit"], z, examples, valid, diagnostics)
 
     def _flow_terms(self, params: dict, z, examples: dict, valid, diagnostics: bool) -> dict:
-        dit, given, noise, t = self.model.bind(params), examples["given"], examples["noise"], examples["time"]
+        dit, given, noise, t = self.dit.bind(params), examples["given"], examples["noise"], examples["time"]
         clean = jax.lax.stop_gradient(z)
         noisy = jnp.where(given[..., None], clean, fm.interpolate(z, noise, t))
         is_noisy = jnp.stack([jnp.zeros_like(given), ~given], axis=1)
@@ -169,7 +177,7 @@ class JointStage(Stage):
             "flow_by_time": _exactly(_time_bins(t).T, error),
         }
         if diagnostics:
-            terms["flow_swapped"] = errors(jnp.roll(clean, 1, axis=0)).sum()
+            terms["flow_swapped"] = errors(_partners(clean)).sum()
             flat = jnp.where(valid[..., None], z, 0).reshape(-1, z.shape[-1])
             terms["z"], terms["z_outer"] = flat.sum(0), _exactly(flat.T, flat)
         return terms
@@ -180,7 +188,7 @@ class JointStage(Stage):
         fitted to the latents reaches without reading any context."""
         by_time = means.pop("flow_by_time")
         z, z_outer = means.pop("z", None), means.pop("z_outer", None)
-        report = self.vae.summarise(means)
+        report = super().summarise(means)
         floor = report.pop("flow_floor")
         report["skill"] = 1 - report["flow"] / floor
         report |= {f"flow_time_0.{i}": float(value) for i, value in enumerate(by_time) if value}
@@ -205,26 +213,31 @@ class JointStage(Stage):
 
     def _time_quantiles(self, count: int = 2000) -> np.ndarray:
         o, u = self.objective, (jnp.arange(count) + 0.5) / count
-        normal = jax.scipy.special.ndtri(u)
-        return np.asarray(
-            fm.sample_times(normal, u, distribution=o.time_distribution, loc=o.time_loc, scale=o.time_scale)
-        )
+        if o.time_distribution == "uniform":
+            return np.asarray(u)
+        return np.asarray(fm.logit_normal(jax.scipy.special.ndtri(u), o.time_loc, o.time_scale))
 
     def flops(self, batch_size: int, trainable: tuple[str, ...]) -> float:
-        vae, length = self.vae.config, self.sequence_length
-        total = 3 * dit_flops(self.config, length // vae.patch_size)
-        total += self.vae.flops(length) if "vae" in trainable else encoder_flops(vae, length)
-        if self.objective.train_vae:
-            total += encoder_flops(vae, length)  # the reference
+        vae, length = self.vae_config, self.sequence_length
+        total = 3 * dit_flops(self.dit_config, length // vae.patch_size)
+        total += self.vae_flops() if "vae" in trainable else encoder_flops(vae, length)
+        if self.has_reference:
+            total += encoder_flops(vae, length)
         return total * batch_size
 
     def compute_params(self) -> int:
-        return self.nominal_params or sum(leaf.size for leaf in jax.tree.leaves(self.model.shapes()))
+        return self.nominal_params
 
 
 def _exactly(a, b):
     """A float32 product that no accelerator rounds: these are counts and statistics."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _partners(x):
+    """Each row's partner in place of the row: rows of an evaluation come in pairs, see `train.evaluation`."""
+    first = (jnp.arange(x.shape[0]) % 2 == 0).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(first, jnp.roll(x, -1, axis=0), jnp.roll(x, 1, axis=0))
 
 
 def _time_bins(t_B):

@@ -1,6 +1,5 @@
 """Orbax checkpoints of a run: saved in the background, the latest and every keep_every-th kept."""
 
-import json
 import math
 
 import jax
@@ -68,14 +67,6 @@ class Checkpoints:
         """Waits until everything that was begun is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
-
-
-def run_config(workdir) -> dict:
-    """The configuration of the run in `workdir`, as saved when it began. Raises UserError where there is no run."""
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir}: no run there (config.json not found); name the workdir of a training")
-    return json.loads(path.read_text())
 
 
 def latest_step(workdir) -> int | None:

@@ -4,7 +4,10 @@
 """
 
 import ast
+import dataclasses
 import difflib
+import functools
+import hashlib
 import importlib.util
 import json
 import sys
@@ -12,17 +15,29 @@ from pathlib import Path
 
 import ml_collections
 from etils import epath
+from ml_collections import config_dict
 
 from colajax.errors import UserError
 from colajax.files import write_whole
+from colajax.models.config import DiTConfig, VAEConfig
 from colajax.parallel.mesh import AXES
 
 # Keys that say where and how often, not what is computed; they may differ when a run goes on.
 OPERATIONAL = (
-    "records", "log_every", "eval_every", "checkpoint_every", "keep_every", "remat", "accumulation_steps",
-    "gradient_reduction",
+    "records", "init_from", "init_step", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_every",
+    "remat", "accumulation_steps", "gradient_reduction", "compute_params",
     *(f"mesh.{axis}" for axis in AXES),
 )  # fmt: skip
+_ABSENT = object()
+# What has come since runs were first kept, with the value that says what was done before: a run that is too old to have
+# a key goes on with it. The options of the models are added by their classes.
+ADDED = {
+    "init_step": None, "optimizer.decay_steps": None, "optimizer.rewarm_from": 0, "gradient_reduction": "float32",
+}  # fmt: skip
+# Keys that may be None, with the type of their other values: JSON does not tell it.
+NULLABLE = {
+    "init_step": int, "optimizer.decay_steps": int, "objective.fixed_log_snr": float, "vae.clip_qkv": float,
+}  # fmt: skip
 
 
 def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
@@ -32,23 +47,52 @@ def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
     Raises UserError on a file or variant that does not exist, an unknown key (with the nearest name) and a value of
     another type than the default's.
     """
-    file, _, variant = spec.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"{file}: no such configuration file; configs/ lists the ones that ship")
-    config = _of_run(path) if path.suffix == ".json" else _of_file(path, spec, variant)
+    if spec.endswith(".json"):
+        config = _of_run(epath.Path(spec))
+    else:
+        file, _, variant = spec.partition(":")
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such configuration file; configs/ lists the ones that ship")
+        config = _of_file(Path(file), spec, variant)
     for override in overrides:
         _override(config, override)
     return config.lock()
 
 
-def _of_run(path: Path) -> ml_collections.ConfigDict:
+def read_kept(path: epath.Path) -> dict:
+    """The config.json of a run: its configuration as JSON has it, and under "facts" what it read."""
     try:
         found = json.loads(path.read_text())
-        del found["facts"]
+        found["stage"], found["facts"]["tokenizer"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; expected the config.json of a run") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: expected the config.json of a run's workdir") from None
-    return ml_collections.ConfigDict(found)
+        raise UserError(f"{path}: damaged or not the config.json of a run's workdir; copy it again") from None
+    return found
+
+
+def run_config(workdir: epath.PathLike) -> dict:
+    """The configuration of the run in `workdir`, as kept when it began or went on, with its facts. Raises UserError
+    where there is no run."""
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir}: no run there (config.json not found); name the workdir of a training")
+    return read_kept(path)
+
+
+def _of_run(path: epath.Path) -> ml_collections.ConfigDict:
+    found = read_kept(path)
+    del found["facts"]
+    config = ml_collections.ConfigDict(_tuples(found))
+    for name, default in _defaults(found).items():
+        *parents, last = name.split(".")
+        node = functools.reduce(lambda node, key: node[key], parents, config)
+        value = node.get(last, default)
+        if name in NULLABLE:
+            with node.ignore_type():
+                node[last] = config_dict.placeholder(NULLABLE[name])
+        node[last] = value
+    return config
 
 
 def _of_file(path: Path, spec: str, variant: str) -> ml_collections.ConfigDict:
@@ -86,7 +130,8 @@ def _override(config: ml_collections.ConfigDict, override: str) -> None:
         value = text if kind is str else ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two of nested brackets
         value = text
-    if not (type(value) is kind or (kind is float and type(value) is int) or value is node[last]):
+    none = value is None and (node[last] is None or key in NULLABLE)
+    if not (type(value) is kind or (kind is float and type(value) is int) or none):
         raise UserError(f"--config.{key}={text}: expected a value of type {kind.__name__}, as in {node[last]!r}")
     if type(value) is int and abs(value) >= 2**31:
         raise UserError(f"--config.{key}={text}: expected a number of less than 2**31")
@@ -110,28 +155,65 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict, *, write: bool = True) -> None:
-    """Writes workdir/config.json (with `write`), or checks the one that is there: the configuration and `facts`
-    (digests of what the run reads). Raises UserError naming the keys that differ: a run goes on with what it began
-    with. An imported run has met no records yet: it takes the first that it is given."""
-    wanted = json.loads(json.dumps({**config.to_dict(), "facts": facts}))
+def _tuples(value):
+    """JSON's lists, which no configuration holds, as the tuples that they were."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _defaults(config: dict) -> dict:
+    """The value of every key that a run may be too old to have, {"a.b": value}."""
+    models = {"vae": VAEConfig(), "dit": DiTConfig()}
+    return ADDED | dict.fromkeys(NULLABLE) | flatten(
+        {group: dataclasses.asdict(model) for group, model in models.items() if group in config}
+    )
+
+
+def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict) -> dict | None:
+    """The config.json that is in workdir, None where there is none. Raises UserError unless its run may go on with this
+    configuration and these facts (digests of what it reads; one that the run has not met yet, as after an import, is
+    free)."""
     path = workdir / "config.json"
-    if path.exists():
-        kept = json.loads(path.read_text())
-        imported = kept["facts"].keys() != facts.keys()
-        kept["facts"] = {**wanted["facts"], **kept["facts"]}
-        found, now = flatten(kept), flatten(wanted)
-        missing = object()
-        differ = [
-            k for k in sorted({*found, *now}) if found.get(k, missing) != now.get(k, missing) and k not in OPERATIONAL
-        ]
-        if differ:
-            shown = "; ".join(f"{k} was {found.get(k)!r}, is {now.get(k)!r}" for k in differ[:5])
-            raise UserError(f"{workdir}: holds a run of another configuration ({shown}); use another --workdir")
-        if not imported:
-            return
-        wanted = kept | {"records": wanted["records"]}
-    if not write:
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(wanted, indent=2) + "\n")
+    if not path.exists():
+        return None
+    kept = read_kept(path)
+    known = kept | {"facts": facts | kept["facts"]}
+    now = _as_kept(config, {**kept["facts"], **facts})
+    defaults = _defaults(now)
+    found, wanted = flatten(known), flatten(now)
+    changed_keys = [
+        key for key in sorted({*found, *wanted})
+        if found.get(key, defaults.get(key, _ABSENT)) != wanted.get(key, defaults.get(key, _ABSENT))
+    ]  # fmt: skip
+    refused = [key for key in changed_keys if key not in (*OPERATIONAL, "total_steps", "optimizer.decay_steps")]
+    if refused:
+        shown = "; ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in refused[:5])
+        raise UserError(f"{workdir}: holds a run of another configuration ({shown}); use another --workdir")
+    if "total_steps" in changed_keys and config.optimizer.decay_steps is None:
+        raise UserError(
+            f"{workdir}: total_steps was {found['total_steps']}, is {config.total_steps}: say where the learning "
+            f"rate's decay ends, with --config.optimizer.decay_steps={found['total_steps']} (end_value from there on) "
+            f"or another step"
+        )
+    return kept
+
+
+def config_digest(config: ml_collections.ConfigDict) -> str:
+    """A digest of a configuration but for where things lie, which may be elsewhere on every machine."""
+    values = {key: value for key, value in flatten(config.to_dict()).items() if key not in ("records", "init_from")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict) -> None:
+    """Writes workdir/config.json: the configuration, and the facts that are not there yet."""
+    path = workdir / "config.json"
+    kept = read_kept(path)["facts"] if path.exists() else {}
+    content = json.dumps(_as_kept(config, facts | kept), indent=2) + "\n"
+    if not path.exists() or path.read_text() != content:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+
+
+def _as_kept(config: ml_collections.ConfigDict, facts: dict) -> dict:
+    return json.loads(json.dumps({**config.to_dict(), "facts": facts}))

@@ -2,12 +2,14 @@
 
 import json
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from colajax.errors import UserError
 from colajax.files import write_whole
 
 # Dense bfloat16 peak of one chip (jax device), FLOP/s, by a part of its device_kind; the makers' data sheets.
@@ -39,31 +41,60 @@ def _seconds(call) -> float:
     return time.perf_counter() - start
 
 
+class Lines:
+    """A file of JSON objects, one a line, whole at every `flush`. What a run wrote before is kept, but for lines that
+    do not hold (`keep`), and a last one that was cut."""
+
+    def __init__(self, path: epath.Path, keep: Callable[[dict], bool] = lambda line: True):
+        self._path = path
+        self._lines = [line for line in read_lines(path) if keep(line)]
+
+    def add(self, line: dict) -> None:
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+
+
+def read_lines(path: epath.Path) -> list[dict]:
+    """The objects of a file of JSON lines, none where it is missing; a last line that was cut off is left out. Raises
+    UserError naming another line that is damaged."""
+    texts = path.read_text().splitlines() if path.exists() else []
+    found = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            line["step"] + 0  # anything but a number raises
+            found.append(line)
+        except (ValueError, KeyError, TypeError):
+            if number < len(texts):
+                raise UserError(f"{path}:{number}: not a line of a run's log; mend or remove it") from None
+    return found
+
+
 class MetricsWriter:
-    """Scalars to TensorBoard at once, and to workdir/metrics.jsonl, one JSON object a line, at every `flush`.
+    """Scalars to TensorBoard at once, and to workdir/metrics.jsonl at every `flush`.
 
     The loop flushes before it saves a checkpoint; a run that goes on from step n drops the lines after n and writes
-    them again, so the file reads as if nothing had happened."""
+    them again, so the file reads as if nothing had happened. Speed is not a function of the run: it is in TensorBoard
+    and, with the times of day, in workdir/timeline.jsonl, from which nothing is dropped."""
 
     def __init__(self, workdir: epath.Path, step: int):
-        self._path = workdir / "metrics.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+        self._lines = Lines(workdir / "metrics.jsonl", keep=lambda line: line["step"] <= step)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=20)
 
     def write(self, step: int, kind: str, scalars: dict[str, float]) -> None:
         """kind: "train" or "eval"."""
         for name, value in scalars.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
-        self._lines.append(json.dumps({"step": step, "kind": kind, **scalars}))
+        self._lines.add({"step": step, "kind": kind, **scalars})
 
     def board_only(self, step: int, scalars: dict[str, float]) -> None:
-        """Speed is shown and not kept: it is not a function of the run."""
         for name, value in scalars.items():
             self._board.add_scalar(f"speed/{name}", value, step)
 
     def flush(self) -> None:
-        write_whole(self._path, "".join(line + "\n" for line in self._lines))
+        self._lines.flush()
         self._board.flush()
 
     def close(self) -> None:
@@ -72,15 +103,16 @@ class MetricsWriter:
 
 
 class Speed:
-    """Tokens per second, model FLOP utilisation and time to go, from one log line to the next."""
+    """Tokens per second, model FLOP utilisation, the wait for data and time to go, from one log line to the next.
+
+    flops, data_wait: useful operations and seconds since the last line; whoever trains adds to them."""
 
     def __init__(self, step: int, total_steps: int):
         self._peak, self._total = peak_flops(), total_steps
-        self._step, self._flops, self._time = step, 0.0, time.perf_counter()
+        self._start_again(step, time.perf_counter())
 
-    def add(self, flops: float) -> None:
-        """Useful operations of one more update."""
-        self._flops += flops
+    def _start_again(self, step: int, now: float) -> None:
+        self._step, self._time, self.flops, self.data_wait = step, now, 0.0, 0.0
 
     def pause(self, seconds: float) -> None:
         """Takes time out of the account that was not spent training (an evaluation)."""
@@ -91,16 +123,19 @@ class Speed:
         seconds, steps = max(now - self._time, 1e-9), step - self._step
         report = {
             "tokens_per_second": steps * tokens_per_step / seconds,
-            "mfu": self._flops / seconds / self._peak,
+            "mfu": self.flops / seconds / self._peak,
+            "seconds": seconds,
+            "data_wait_seconds": self.data_wait,
             "eta_seconds": (self._total - step) * seconds / max(steps, 1),
         }
-        self._step, self._flops, self._time = step, 0.0, now
+        self._start_again(step, now)
         return report
 
 
 def progress_line(step: int, total_steps: int, scalars: dict[str, float], speed: dict[str, float]) -> str:
     """One line a person reads: step, loss, what the stage shows, tokens/s, MFU, EFLOPs, time to go."""
-    shown = [f"{name} {scalars[name]:.3f}" for name in ("loss", "accuracy", "log_snr", "skill") if name in scalars]
+    names = ("loss", "loss_dit", "accuracy", "log_snr", "skill")
+    shown = [f"{name} {scalars[name]:.3f}" for name in names if name in scalars]
     minutes, seconds = divmod(int(speed["eta_seconds"]), 60)
     hours, minutes = divmod(minutes, 60)
     return (

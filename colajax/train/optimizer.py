@@ -39,14 +39,23 @@ def by_path(rows, tree, what: str):
 
 
 def learning_rate_schedule(config, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from init_value to peak, then a cosine to end_value at total_steps."""
-    if not 0 < config.warmup_steps < total_steps:
-        raise UserError(
-            f"config.optimizer.warmup_steps is {config.warmup_steps}: expected 1 to total_steps - 1 ({total_steps - 1})"
-        )
-    return optax.warmup_cosine_decay_schedule(
-        config.init_value, config.peak, config.warmup_steps, total_steps, config.end_value
+    """Linear warm-up from init_value to peak, then a cosine to end_value at decay_steps (total_steps where that is
+    None), and end_value after it. Where fresh moments meet a later step, rewarm_from, the rate climbs again from
+    init_value to what it is then, in as many steps."""
+    name, end = ("total_steps", total_steps) if config.decay_steps is None else ("decay_steps", config.decay_steps)
+    if not 0 < config.warmup_steps < end:
+        raise UserError(f"config.optimizer.warmup_steps is {config.warmup_steps}: expected 1 to {name} - 1 ({end - 1})")
+    whole = optax.warmup_cosine_decay_schedule(
+        config.init_value, config.peak, config.warmup_steps, end, config.end_value
     )
+    if not config.rewarm_from:
+        return whole
+
+    def warmed_up_again(step):
+        share = jnp.clip((step - config.rewarm_from) / config.warmup_steps, 0, 1)
+        return config.init_value + share * (whole(step) - config.init_value)
+
+    return warmed_up_again
 
 
 class Optimizer(NamedTuple):

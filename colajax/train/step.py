@@ -5,9 +5,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from colajax.axes import by_sample
+from colajax.keys import training_draw
 from colajax.parallel.compiler_options import compiler_options
 from colajax.parallel.rules import laid_out, replicated, shardings_of
 from colajax.train.optimizer import Optimizer
@@ -15,11 +15,18 @@ from colajax.train.state import TrainState
 
 
 def loss_and_means(stage, params: dict, frozen: dict, examples: dict, counts: dict, trainable, diagnostics=False):
-    """The share of these examples in the batch's loss, and every term over its count; both add up over parts."""
+    """The share of these examples in the batch's loss, and every term over its count; both add up over parts.
+
+    The means hold the loss as "loss" where all groups are trained; a step that trains some leaves out terms that these
+    do not change, and its loss has a name of its own, such as "loss_dit"."""
     terms = stage.terms(params, frozen, examples, trainable, diagnostics)
     means = {name: stage.mean(name, total, counts) for name, total in terms.items()}
     loss = sum(weight * means[name] for name, weight in stage.weights.items() if name in means and weight)
-    return loss, means | {"loss": loss}
+    return loss, means | {loss_name(stage, trainable): loss}
+
+
+def loss_name(stage, trainable: tuple[str, ...]) -> str:
+    return "loss" if tuple(trainable) == tuple(stage.groups) else "_".join(("loss", *trainable))
 
 
 def rounded_kernels(params, dtype):
@@ -80,8 +87,9 @@ def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int,
         compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
     )  # fmt: skip
     def train_step(state: TrainState, tokens, trainable: tuple[str, ...]):
+        draw = training_draw(seed, state.step, jnp.arange(tokens.shape[0]))
         with laid_out(mesh):
-            examples = jax.tree.map(by_sample, stage.examples(tokens, state.step, seed))
+            examples = jax.tree.map(by_sample, stage.examples(tokens, draw))
             grads, means = batch_gradients(stage, state, examples, trainable, parts, reduction)
         with jax.named_scope("optimizer"):
             params, opt_state, reports = optimizer.update(grads, state.opt_state, state.params, state.step)
@@ -89,30 +97,3 @@ def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int,
         return new, means | reports
 
     return train_step
-
-
-EVALUATION_SEED = 2**31 - 1  # its own: an evaluation of batch i must not draw what step i draws
-
-
-def make_evaluation(stage, mesh: Mesh):
-    """Returns evaluate(state, batches): the means of the terms over held-out rows, a list of (B, T) int32 batches, with
-    noise that is the same at every call; numpy."""
-
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def sums_and_counts(params, frozen, tokens, index):
-        with laid_out(mesh):
-            examples = jax.tree.map(by_sample, stage.examples(tokens, index, EVALUATION_SEED))
-            terms = stage.terms(params, frozen, examples, (), True)
-            return terms, stage.counts(examples)
-
-    def evaluate(state: TrainState, batches: list) -> dict:
-        total = None
-        for index, tokens in enumerate(batches):
-            part = sums_and_counts(state.params, state.frozen, tokens, index)
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-        terms, counts = total
-        means = {name: stage.mean(name, value, counts) for name, value in terms.items()}
-        means["loss"] = sum(w * means[name] for name, w in stage.weights.items() if name in means)
-        return jax.device_get(means)
-
-    return evaluate

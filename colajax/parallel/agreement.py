@@ -1,0 +1,50 @@
+"""What the processes of a run tell each other while they start: errors, and what must be the same everywhere."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from colajax.errors import UserError
+
+MESSAGE_BYTES = 4096
+T = TypeVar("T")
+
+
+def _gather(message: str) -> list[str]:
+    """Every process's message, in the order of the processes."""
+    if jax.process_count() == 1:
+        return [message]
+    encoded = message.encode()[:MESSAGE_BYTES]
+    padded = np.frombuffer(encoded.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, MESSAGE_BYTES)
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in gathered]
+
+
+def share_errors(function: Callable[[], T]) -> T:
+    """function() in every process; a UserError of one is raised in all, so that none waits for one that has ended."""
+    result, message = None, ""
+    try:
+        result = function()
+    except UserError as error:
+        message = str(error)
+    errors = _gather(message)
+    for process, error in enumerate(errors):
+        if error:
+            raise UserError(error if len(errors) == 1 else f"process {process}: {error}")
+    return result
+
+
+def check_agreement(facts: Mapping[str, object]) -> None:
+    """Raises UserError, in every process, unless all have the same facts (values that JSON can hold)."""
+    of_process = [json.loads(message) for message in _gather(json.dumps(facts))]
+    for process, found in enumerate(of_process):
+        for name in facts:
+            if found.get(name) != of_process[0].get(name):
+                raise UserError(
+                    f"{name} is {found.get(name)!r} in process {process} and {of_process[0].get(name)!r} in process 0: "
+                    f"all processes of a run need the same program, configuration and view of its folders"
+                )
