@@ -12,8 +12,8 @@ from tiny_runs import QUICK_TO_COMPILE, ROOT, compiled_once, read_metrics
 KILLED = """
 import os, pathlib, signal, sys, threading, time
 from colajax.errors import run_main
-from colajax.train import __main__, loop
-checkpoint, line = pathlib.Path(sys.argv.pop(1)), loop.progress_line
+from colajax.train import __main__, reporter
+checkpoint, line = pathlib.Path(sys.argv.pop(1)), reporter.progress_line
 def line_once_saved(step, *rest):
     while step == 5 and not checkpoint.exists():
         time.sleep(0.01)
@@ -24,7 +24,7 @@ def die_once_saved():
     while not checkpoint.exists():
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
-loop.progress_line = line_once_saved
+reporter.progress_line = line_once_saved
 if os.environ["JAX_PROCESS_ID"] == "1":
     threading.Thread(target=die_once_saved, daemon=True).start()
 run_main(__main__.main)

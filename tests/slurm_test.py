@@ -16,8 +16,8 @@ from tiny_runs import QUICK_TO_COMPILE, ROOT, compiled_once, read_metrics
 SIGNALLING = """
 import os, shlex, subprocess, time
 from colajax.errors import run_main
-from colajax.train import __main__, loop
-line, signalled = loop.progress_line, "SLURM_RESTART_COUNT" in os.environ
+from colajax.train import __main__, reporter
+line, signalled = reporter.progress_line, "SLURM_RESTART_COUNT" in os.environ
 def line_and_signal(step, *rest):
     global signalled
     if step == 5 and not signalled:
@@ -25,7 +25,7 @@ def line_and_signal(step, *rest):
         subprocess.run([*shlex.split(os.environ["SIGNAL"]), os.environ["SLURM_JOB_ID"]], check=True)
         time.sleep(2)  # the other task waits for this one meanwhile, and Slurm reaches both
     return line(step, *rest)
-loop.progress_line = line_and_signal
+reporter.progress_line = line_and_signal
 run_main(__main__.main)
 """
 
