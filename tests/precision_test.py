@@ -8,6 +8,7 @@ import tiny_models
 from flax import nnx
 from tiny_runs import spec
 
+from colajax.keys import training_draw
 from colajax.models import layers
 from colajax.models.dit import Embedding, Modulation, add_gated, modulate
 from colajax.models.text_vae import Encoder
@@ -47,7 +48,7 @@ def relative_errors(stage_name: str, rows: int, length: int, overrides: tuple) -
         frozen = {"reference": away_from_start(params["vae"]["encoder"], 2)} if stage_name == "joint" else {}
         share = 1 / np.arange(1, config.vae.vocab_size)
         tokens = 1 + np.random.default_rng(0).choice(len(share), (rows, length), p=share / share.sum())
-        examples = stage.examples(jnp.asarray(tokens, jnp.int32), 0, 1)
+        examples = stage.examples(jnp.asarray(tokens, jnp.int32), training_draw(1, 0, jnp.arange(rows)))
         run = jax.jit(lambda state, examples: batch_gradients(stage, state, examples, stage.groups, 1)[0])
         found = jax.device_get(run(TrainState(jnp.int32(0), params, {}, frozen), examples))
         return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
