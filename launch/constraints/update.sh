@@ -10,7 +10,7 @@ venv="$(mktemp -d)"
 trap 'rm -rf "$venv"' EXIT
 "${1:?an interpreter}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check 'pip>=25'
-extras="$(sed -n 's/^        "\([a-z]*\)": \[.*/\1/p' setup.py | paste --serial --delimiters=,)"
+extras="$(sed -n 's/^        "\([a-z]*\)": .*/\1/p' setup.py | paste --serial --delimiters=,)"
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --dry-run --report "$venv/report.json" ".[$extras]"
 "$venv/bin/python" - "$venv/report.json" <<'PYTHON'
 import json
