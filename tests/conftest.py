@@ -49,6 +49,14 @@ def records(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory, records):
+    """The workdir of a stage 1 training in one process on one device, which others are compared with; only read it."""
+    workdir = tmp_path_factory.mktemp("alone") / "vae"
+    tiny_runs.train_alone("vae", workdir, records)
+    return workdir
+
+
 @pytest.fixture
 def desk(tmp_path):
     """A folder to launch from: see launching.make_desk."""

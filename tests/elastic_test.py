@@ -12,11 +12,11 @@ from tiny_runs import ROOT, STOPPED, environment, read_metrics
 STEPS = 50
 
 
-def start(folder, workdir, records, devices: int, mesh: str, *, stop: int | None = None, **more: str):
+def start(first, workdir, records, devices: int, mesh: str, *, stop: int | None = None, **more: str):
     """A process of the training in `workdir`; with `stop` it gets SIGTERM at the line of that step."""
     overrides = [*tiny_runs.overrides("joint"), f"total_steps={STEPS}", "checkpoint_every=10", "keep_every=10",
                  f"records={records}",
-                 f"init_from={folder / 'vae'}"]  # fmt: skip
+                 f"init_from={first}"]  # fmt: skip
     overrides += [f"mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh.split(","), strict=True)]
     begin = ["-m", "colajax.train"]
     if stop is not None:
@@ -28,10 +28,9 @@ def start(folder, workdir, records, devices: int, mesh: str, *, stop: int | None
     )  # fmt: skip
 
 
-def test_resumed_on_other_meshes_and_process_counts(records, tmp_path):
-    tiny_runs.train_alone("vae", tmp_path / "vae", records)
-    alone = start(tmp_path, tmp_path / "alone", records, 8, "2,2,2")
-    assert alone.wait() == 0, alone.communicate()
+def test_resumed_on_other_meshes_and_process_counts(records, alone, tmp_path):
+    still = start(alone, tmp_path / "still", records, 8, "2,2,2")
+    assert still.wait() == 0, still.communicate()
 
     moved = tmp_path / "moved"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}", "JAX_NUM_PROCESSES": "2"}
@@ -39,7 +38,7 @@ def test_resumed_on_other_meshes_and_process_counts(records, tmp_path):
     ended = []  # the step of each phase
     for devices, mesh, stop, count in phases:
         processes = [
-            start(tmp_path, moved, records, devices, mesh, stop=stop,
+            start(alone, moved, records, devices, mesh, stop=stop,
                   **(cluster | {"JAX_PROCESS_ID": str(i)} if count > 1 else {}))
             for i in range(count)
         ]  # fmt: skip
@@ -51,7 +50,7 @@ def test_resumed_on_other_meshes_and_process_counts(records, tmp_path):
         ended.append(max(int(path.name) for path in (moved / "checkpoints").iterdir() if path.name.isdigit()))
     assert 13 < ended[0] < 26 < ended[1] < 35 < ended[2] < ended[3] == STEPS
 
-    found, expected = read_metrics(moved), read_metrics(tmp_path / "alone")
+    found, expected = read_metrics(moved), read_metrics(tmp_path / "still")
     assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, STEPS + 1))
     assert len(found) == len(expected)
     for line, other in zip(found, expected, strict=True):

@@ -31,7 +31,7 @@ run_main(__main__.main)
 """
 
 
-def test_four_processes_are_killed_and_go_on(tmp_path, records):
+def test_four_processes_are_killed_and_go_on(tmp_path, records, alone):
     overrides = [f"--config.{override}" for override in tiny_runs.overrides("vae")]
     workdir = tmp_path / "four"
     (tmp_path / "killed.py").write_text(KILLED)
@@ -54,7 +54,7 @@ def test_four_processes_are_killed_and_go_on(tmp_path, records):
     again = local(sys.executable)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "going on from step 4\n" in again.stdout
-    found, expected = read_metrics(workdir), tiny_runs.train_alone("vae", tmp_path / "alone", records)
+    found, expected = read_metrics(workdir), read_metrics(alone)
     assert [(line["step"], line["kind"]) for line in found] == [(line["step"], line["kind"]) for line in expected]
     for line, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-5)

@@ -53,12 +53,6 @@ def arguments(records):
     return [f"config={tiny_runs.spec('vae')}", f"records={records}", *overrides]
 
 
-@pytest.fixture(scope="module")
-def alone(folder, records):
-    """The metrics of the same training in one process."""
-    return tiny_runs.train_alone("vae", folder / "alone", records)
-
-
 def finish(slurm, folder, *command) -> tuple[dict[str, str], str]:
     """Submits a job and waits until it is through: what Slurm says of it, and its log."""
     submitted = subprocess.run(command, env=slurm, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -89,8 +83,9 @@ def test_two_tasks_stop_queue_again_and_end_as_one_process_does(slurm, folder, a
     assert f"going on from step {stopped}\n" in log
     assert log.count("step 12/12") == 1
     found = read_metrics(workdir)
-    assert [(line["step"], line["kind"]) for line in found] == [(line["step"], line["kind"]) for line in alone]
-    for line, expected in zip(found, alone, strict=True):
+    left = read_metrics(alone)
+    assert [(line["step"], line["kind"]) for line in found] == [(line["step"], line["kind"]) for line in left]
+    for line, expected in zip(found, left, strict=True):
         np.testing.assert_allclose(line["loss"], expected["loss"], rtol=1e-5)
 
 

@@ -82,13 +82,12 @@ def compiled_once(folder) -> dict[str, str]:
     }  # fmt: skip
 
 
-def train_alone(stage: str, workdir, records) -> list[dict]:
-    """The metrics of a whole training in a process of its own, on one device."""
+def train_alone(stage: str, workdir, records) -> None:
+    """A whole training in a process of its own, on one device."""
     given = [f"--config.{override}" for override in (*overrides(stage), f"records={records}")]
     command = [sys.executable, "-m", "colajax.train", "--config", spec(stage), "--workdir", str(workdir), *given]
     result = subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    return read_metrics(workdir)
 
 
 def read_metrics(workdir) -> list[dict]:
