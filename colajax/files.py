@@ -1,12 +1,15 @@
 """Files and folders that are there whole or not at all, on local disk or in a bucket."""
 
 import contextlib
+import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
 
 from etils import epath
+
+from colajax.errors import UserError
 
 # gcsfs asks another service of Google's what kind of bucket it meets; where an identity may not ask that, at every call
 # again, with a warning. What it would do better for other kinds (folders that are objects) is not needed here.
@@ -145,3 +148,16 @@ def _runs(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def read_json(path: epath.PathLike, *keys: str) -> dict:
+    """The JSON object in a file. Raises UserError, naming the file, where it holds something else or lacks a key."""
+    try:
+        found = json.loads(epath.Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}); expected JSON; copy it again") from None
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing or not isinstance(found, dict):
+        what = f" with {', '.join(missing)}" if missing else ""
+        raise UserError(f"{path}: damaged; expected a JSON object{what}; copy it again")
+    return found

@@ -23,6 +23,7 @@ from colajax.sampling.load import load_run
 from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, settings_of
 from colajax.stories.checker import check_story
 from colajax.train.config import run_config
+from colajax.train.metrics import read_lines
 
 # Rows of the table: what the run's last evaluation calls it, and what a reader should.
 FROM_TRAINING = (
@@ -39,8 +40,7 @@ FROM_TRAINING = (
 def last_report(workdir: str, step: int) -> dict:
     """The figures of the last evaluation up to `step` in the run's metrics; none where there was none (an import)."""
     path = epath.Path(workdir) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return next((x for x in reversed(lines) if x["kind"] == "eval" and x["step"] <= step), {})
+    return next((x for x in reversed(read_lines(path)) if x.get("kind") == "eval" and x["step"] <= step), {})
 
 
 def main() -> None:

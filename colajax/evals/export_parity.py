@@ -17,7 +17,7 @@ from etils import epath
 
 from colajax.data.tokenizer import pad_id_of
 from colajax.errors import UserError
-from colajax.files import write_whole
+from colajax.files import read_json, write_whole
 from colajax.hf import layout, shards
 from colajax.hf.export import MANIFEST
 from colajax.hf.local_files import fetched
@@ -55,7 +55,7 @@ def verify(workdir, hf: epath.PathLike, *, tolerance: float = TOLERANCE) -> list
     path = hf / MANIFEST
     if not path.exists():
         raise UserError(f"{hf}: no {MANIFEST} there; expected a folder that tools/export_hf.py wrote")
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path, "sha256", "step", "dtype")
     with fetched(hf) as local:
         table = [Difference("tensors that differ from the manifest", _wrong_digests(local, manifest))]
         if not table[0].largest:

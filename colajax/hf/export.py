@@ -9,7 +9,7 @@ from etils import epath
 
 from colajax.data.tokenizer import SentencePieceTokenizer, Tokenizer, pad_id_of
 from colajax.errors import UserError
-from colajax.files import check_writable, whole
+from colajax.files import check_writable, read_json, whole
 from colajax.hf import layout
 from colajax.hf.model_card import NOTHING, Stated, model_card
 from colajax.hf.tokenizer_json import tokenizer_config, tokenizer_json
@@ -73,7 +73,7 @@ def export(
 def _write_models(partial: epath.Path, workdir, config: dict, params: dict, dtype: str) -> dict[str, str]:
     """The folder of each part. Returns {"cola_vae/encoder.wte.weight": sha256, ...}."""
     kept = epath.Path(workdir) / IMPORTED
-    imported = json.loads(kept.read_text()) if kept.exists() else {}
+    imported = read_json(kept) if kept.exists() else {}
     digests = {}
     for group, tree in params.items():
         if group not in layout.KINDS:

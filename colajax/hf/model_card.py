@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from etils import epath
 
+from colajax.files import read_json
+from colajax.train.metrics import read_lines
+
 _PAPER = "[arXiv:2605.06548](https://arxiv.org/abs/2605.06548)"
 _USE = '''## Use
 
@@ -95,16 +98,14 @@ def model_card(workdir, config: dict, step: int, dtype: str, groups: list[str], 
 def _metrics(workdir, step: int) -> tuple[dict, dict]:
     """The last lines of training and of evaluation in the run's metrics, up to `step`."""
     found: dict[str, dict] = {"train": {}, "eval": {}}
-    path = epath.Path(workdir) / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        entry = json.loads(line)
+    for entry in read_lines(epath.Path(workdir) / "metrics.jsonl"):
         if entry["step"] <= step:
-            found[entry["kind"]] = entry
+            found[entry.get("kind")] = entry
     return found["train"], found["eval"]
 
 
 def _sources(config: dict) -> list[str]:
     """Names of the files that the records were made from, where the records can still be read."""
     path = epath.Path(config["records"] or ".") / "metadata.json"
-    sources = json.loads(path.read_text())["source"] if path.exists() else []
+    sources = read_json(path, "source")["source"] if path.exists() else []
     return [pathlib.PurePath(source["file"]).name for source in sources]
