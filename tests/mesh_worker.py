@@ -5,6 +5,8 @@ process of a group is started alike (see colajax/parallel/processes.py); the fir
 results.
 """
 
+import base64
+import dataclasses
 import hashlib
 import json
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tiny_models
 import tiny_runs
 from jax.experimental import multihost_utils
@@ -29,9 +32,10 @@ from colajax.parallel.rules import laid_out, replicated, shardings_of
 from colajax.sampling.cola import Sampler
 from colajax.sampling.settings import SamplingSettings
 from colajax.stages.joint import JointStage
-from colajax.train.optimizer import make_optimizer
-from colajax.train.state import TrainState, abstract_state
-from colajax.train.step import batch_gradients
+from colajax.train.config import load_config
+from colajax.train.optimizer import make_optimizer, optimizer_of
+from colajax.train.state import TrainState, abstract_state, fresh_state
+from colajax.train.step import batch_gradients, make_train_step
 
 STEPS = 50
 layers.UNROLLED_LAYERS = 0  # as for tall stacks; and there is less to compile
@@ -70,6 +74,37 @@ def gradients(mesh, stage_name: str) -> dict:
     found, means = whole(jax.jit(run, out_shardings=replicated(mesh))(state, tokens))
     flat, _ = jax.flatten_util.ravel_pytree(found)
     return {"loss": float(means["loss"]), "gradients": np.asarray(flat, np.float64).tolist()}
+
+
+def update(mesh, reduction: str) -> str:
+    """The gradients of the first update of a stage 2 at the quickstart's widths, from AdamW's first moments: flattened,
+    the bytes of float32 in base64."""
+    config = load_config(
+        tiny_runs.spec("joint"),
+        ["compute_dtype=bfloat16", f"gradient_reduction={reduction}", "remat=dots", "optimizer.clip=1e9",
+         "dit.num_layers=1"],
+    )  # fmt: skip
+    stage = JointStage(config, 0)
+    optimizer = optimizer_of(config, stage)
+    like = abstract_state(stage, optimizer, mesh)
+    state = fresh_state(stage, optimizer, like, seed=0)
+    rng = np.random.default_rng(1)  # away from the zeros at which a prior begins
+    noisy = [np.asarray(x) + 0.02 * rng.standard_normal(x.shape, np.float32) for x in jax.tree.leaves(state.params)]
+    params = jax.tree.structure(state.params).unflatten(noisy)
+    state = dataclasses.replace(state, params=jax.device_put(params, shardings_of(like.params)))
+    # Words as often as in a text: the first is one in eight.
+    share = 1 / np.arange(1, config.vae.vocab_size)
+    tokens = 1 + rng.choice(len(share), (config.batch_size, config.sequence_length), p=share / share.sum())
+    tokens = tokens.astype(np.int32)[local_rows(mesh, config.batch_size)]
+    step = make_train_step(stage, optimizer, like, seed=1, parts=1, reduction=reduction)
+    state, _ = step(state, global_batch(mesh, tokens, config.batch_size), stage.groups)
+    moments = [slots for slots in jax.tree.leaves(whole(state.opt_state), is_leaf=is_adam) if is_adam(slots)]
+    flat, _ = jax.flatten_util.ravel_pytree([slots.mu for slots in moments])
+    return base64.b64encode(np.asarray(flat / (1 - config.optimizer.b1), np.float32)).decode()
+
+
+def is_adam(slots) -> bool:
+    return isinstance(slots, optax.ScaleByAdamState)
 
 
 def text(mesh) -> list:
@@ -129,7 +164,7 @@ def hashes(mesh, records: str, parts: int, seed: int) -> str:
     return digest.hexdigest()
 
 
-TASKS = {"gradients": gradients, "text": text, "hashes": hashes}
+TASKS = {"gradients": gradients, "update": update, "text": text, "hashes": hashes}
 
 
 def main() -> None:
