@@ -59,7 +59,7 @@ class Lines:
 def read_lines(path: epath.Path) -> list[dict]:
     """The objects of a file of JSON lines, none where it is missing; a last line that was cut off is left out. Raises
     UserError naming another line that is damaged."""
-    texts = path.read_text().splitlines() if path.exists() else []
+    texts = path.read_bytes().splitlines() if path.exists() else []
     found = []
     for number, text in enumerate(texts, 1):
         try:
