@@ -13,6 +13,7 @@ from colajax.errors import UserError
 from colajax.files import check_writable, whole
 from colajax.hf import layout, names
 from colajax.hf.export import IMPORTED
+from colajax.models.config import DiTConfig
 from colajax.stages import stage_of
 from colajax.train.optimizer import optimizer_of
 from colajax.train.state import state_shapes
@@ -48,6 +49,8 @@ def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
     config = ConfigDict(config.to_dict())
     for group, model in opened.items():
         config[group] = dataclasses.asdict(model.config)
+    if expected == "joint" and opened["dit"].config != DiTConfig():
+        config.compute_params = 0  # the configuration's is that of the released model
     if not config.vae.use_variation:
         _without_variance(config.objective, hf)
     tokenizer = _tokenizer(epath.Path(hf))
@@ -70,6 +73,7 @@ def make_run(
     of zeros, fills in the parameters. Raises UserError on a configuration that does not fit itself or the tokenizer."""
     config = ConfigDict(config.to_dict())
     config.init_from = ""
+    config.optimizer.rewarm_from = step  # its moments are fresh
     if not 0 <= step < config.total_steps:
         raise UserError(f"step is {step}: expected 0 to config.total_steps - 1 ({config.total_steps - 1})")
     vocabulary = config.vae.vocab_size
@@ -100,11 +104,10 @@ def write_group(workdir: epath.Path, group: str, parameters: Iterable[tuple[str,
 
 
 def _without_variance(objective: ConfigDict, hf) -> None:
-    """The terms that need the variance of the latents give way, as the model sections do."""
-    for key in ("beta", "lambda_ref"):
-        if objective.get(key):
-            print(f"{hf}: its VAE has no variance (use_variation false): objective.{key} is 0, not {objective[key]:g}")
-            objective[key] = 0.0
+    """The term that needs the variance of the latents gives way, as the model sections do."""
+    if objective.beta:
+        print(f"{hf}: its VAE has no variance (use_variation false): objective.beta is 0, not {objective.beta:g}")
+        objective.beta = 0.0
 
 
 def _tokenizer(hf: epath.Path) -> Tokenizer:
