@@ -1,5 +1,6 @@
 """A run that is killed or stopped and started again ends with the bits of one that was left alone: real processes."""
 
+import functools
 import json
 import os
 import random
@@ -15,7 +16,9 @@ import tiny_runs
 from etils import epath
 from tiny_runs import QUICK_TO_COMPILE, ROOT, STOPPED, compiled_once, read_metrics, tiny_config
 
+from colajax.stages.joint import JointStage
 from colajax.stages.vae import VAEStage
+from colajax.train.fingerprint import fingerprint
 from colajax.train.loop import train
 from colajax.train.metrics import MetricsWriter
 
@@ -137,6 +140,39 @@ def test_stage_two_begins_with_the_vae_of_stage_one_and_keeps_its_encoder(stage_
     assert frozen.keys() == expected.keys()
     for path, leaf in expected.items():
         assert frozen[path].tobytes() == leaf.tobytes(), path
+
+
+def test_stage_two_knows_what_it_began_with(stage_one, stage_two, capsys):
+    def began(name):
+        return json.loads((stage_two.folder / name / "config.json").read_text())["facts"]["init"]
+
+    first = stage_one.checkpoint("alone", LAST)
+    vae = {"vae": {}}
+    for path, leaf in first.items():
+        if path.startswith("['params']['vae']"):
+            *parents, last = path.removeprefix("['params']['vae']")[2:-2].split("']['")
+            functools.reduce(lambda node, key: node.setdefault(key, {}), parents, vae["vae"])[last] = leaf
+    assert began("alone") == {"step": LAST, "digest": fingerprint(vae)}
+
+    # Another checkpoint of it is another beginning; a run that has begun goes on with its own.
+    config = tiny_config("joint", *stage_two.overrides, "init_step=8", "total_steps=4", "optimizer.warmup_steps=2")
+    assert train(config, JointStage, stage_two.folder / "early") == 0
+    assert "step 8" in capsys.readouterr().out
+    assert began("early")["step"] == 8
+    assert began("early")["digest"] != began("alone")["digest"]
+
+
+def test_the_timeline_has_every_start_and_the_time(stage_one):
+    lines = [json.loads(line) for line in (stage_one.folder / "alone" / "timeline.jsonl").read_text().splitlines()]
+    first = lines[0]
+    assert (first["event"], first["step"], first["jax"]) == ("start", 0, jax.__version__)
+    assert {"commit", "devices", "processes", "mesh", "python"} <= first.keys()
+    events = [line["event"] for line in lines]
+    assert events.count("train") >= LAST
+    assert events.count("evaluation") == 3
+    assert events.count("save") == 3
+    assert all(line["data_wait_seconds"] <= line["seconds"] for line in lines if line["event"] == "train")
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
 
 
 def test_lines_after_the_checkpoint_that_a_run_goes_on_from_are_dropped(tmp_path):

@@ -1,0 +1,93 @@
+"""Processes that do not agree when they start: two real ones, which end together, each with the same line."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import ROOT, environment
+
+from colajax.train.fingerprint import fingerprint
+from colajax.train.provenance import commit, versions
+
+# Runs the tasks in both processes; each writes the errors that it met, a list of lines.
+WORKER = """
+import json, sys
+import jax
+from colajax.errors import UserError
+from colajax.parallel.agreement import check_agreement, share_errors
+from colajax.parallel.processes import join
+
+join()
+mine = jax.process_index()
+
+def fail_in_the_second():
+    if mine == 1:
+        raise UserError("records: row 3 is damaged")
+    return "result"
+
+def error_of(call):
+    try:
+        return call()
+    except UserError as error:
+        return f"error: {error}"
+
+print(json.dumps([
+    error_of(lambda: share_errors(fail_in_the_second)),
+    error_of(lambda: share_errors(lambda: mine)),
+    error_of(lambda: check_agreement({"the run's step": (20, None)[mine], "jax": "1"})),
+    error_of(lambda: check_agreement({"the run's step": 20, "jax": "1"})),
+]))
+"""
+
+
+@pytest.fixture(scope="module")
+def met():
+    """What each of two processes met, two lists of the same tasks."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment(1, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+
+def test_an_error_of_one_is_raised_in_all(met):
+    assert met[0][0] == met[1][0] == "error: process 1: records: row 3 is damaged"
+    assert [met[0][1], met[1][1]] == [0, 1]  # without an error each has its own result
+
+
+def test_what_differs_is_named_in_all(met):
+    assert met[0][2] == met[1][2]
+    assert "error: the run's step is None in process 1 and 20 in process 0" in met[0][2]
+    assert met[0][3] is met[1][3] is None
+
+
+def test_a_fingerprint_tells_parameters_apart():
+    rng = np.random.default_rng(0)
+    tree = {"a": rng.standard_normal((4, 6), np.float32), "b": {"c": rng.standard_normal(5).astype(np.float32)}}
+    found = fingerprint(tree)
+    assert found == fingerprint(jax.tree.map(jnp.asarray, tree))
+    swapped = {**tree, "a": tree["a"][::-1].copy()}
+    nudged = {**tree, "a": np.where(np.arange(24).reshape(4, 6) == 7, np.nextafter(tree["a"], 9), tree["a"])}
+    renamed = {"z": tree["a"], "b": tree["b"]}
+    assert len({found, *map(fingerprint, (swapped, nudged, renamed))}) == 4
+
+
+def test_a_program_says_what_it_is():
+    assert versions()["jax"] == jax.__version__
+    assert versions()["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
+    said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if said.returncode == 0:
+        assert commit().removesuffix("+") == said.stdout.strip()
