@@ -13,6 +13,7 @@ are off by .4 to .9; with (fsdp, data) first, the gradient of one weight is off 
 is wrong is how a layout is computed, not which one is chosen. It is met where a product is divided over all three
 axes: so results of products are laid out by sample and whole otherwise, or over tensor where they are heads, inner
 widths and words.
+Every run on several devices is checked before it begins (colajax/train/self_check.py).
 """
 
 import contextlib

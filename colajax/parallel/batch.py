@@ -34,11 +34,11 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def global_batch(mesh: Mesh, local: np.ndarray, batch_size: int) -> jax.Array:
-    """(B, T) over the mesh, from the rows of `local_rows`, (rows, T)."""
+    """(B, ...) over the mesh, from the rows of `local_rows`, (rows, ...)."""
     shape = (batch_size, *local.shape[1:])
     rows = local_rows(mesh, batch_size)
 
     def shard(index):
         return local[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
 
-    return jax.make_array_from_callback(shape, sharding(mesh, ("batch", None), shape), shard)
+    return jax.make_array_from_callback(shape, sharding(mesh, ("batch", *[None] * (local.ndim - 1)), shape), shard)

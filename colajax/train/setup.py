@@ -21,6 +21,7 @@ from colajax.train.config import check_config, config_digest, keep_config, run_c
 from colajax.train.fingerprint import fingerprint
 from colajax.train.optimizer import Optimizer, optimizer_of
 from colajax.train.provenance import commit, versions
+from colajax.train.self_check import check_layout
 from colajax.train.state import TrainState, abstract_state, fresh_state
 
 
@@ -64,6 +65,7 @@ def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
         {"the run's step": parts.start, "init_step": parts.init_step, "the configuration": config_digest(config)}
         | parts.facts | program
     )  # fmt: skip
+    check_layout(config, make_stage, parts.loader.records.metadata["tokenizer"]["pad_id"], mesh)
     stage, like = parts.stage, parts.like
     checkpoints = Checkpoints(workdir, keep_every=config.keep_every)
 

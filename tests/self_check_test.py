@@ -1,0 +1,77 @@
+"""The check of the layout, on eight simulated devices of a mesh of 2 x 2 x 2: a healthy one, and one where samples are
+exchanged, is meant to be seen before anything is written."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny_runs import ROOT, environment, overrides, spec
+
+from colajax.train.self_check import orders
+
+# python -c TRAIN FAULT, and what the training is given. A fault is put where the mesh computes, not where one device
+# does: there `laid_out` is open.
+TRAIN = """
+import sys
+import jax.numpy as jnp
+from colajax import axes
+from colajax.errors import UserError, run_main
+from colajax.stages import joint
+from colajax.train import __main__, setup
+
+def exchanged(x):
+    return x if axes._layout.get() is None else x[jnp.arange(len(x)).at[1].set(2).at[2].set(1)]
+
+def check_and_end(*args, check=setup.check_layout):
+    check(*args)
+    raise UserError("healthy")
+
+setup.check_layout = check_and_end
+joint.JointStage.check_start = lambda self, found: None  # there is no stage 1 here, and a reference all the same
+fault = sys.argv.pop(1)
+if fault == "logits":
+    cross_entropy = joint.elbo.cross_entropy
+    joint.elbo.cross_entropy = lambda logits, targets: cross_entropy(exchanged(logits), targets)
+elif fault == "flow":
+    interpolate = joint.fm.interpolate
+    joint.fm.interpolate = lambda z, noise, t: interpolate(z, exchanged(noise), t)
+elif fault == "reference":
+    divergence = joint.elbo.kl_between
+    joint.elbo.kl_between = lambda mean, logvar, *reference: divergence(mean, logvar, *map(exchanged, reference))
+run_main(__main__.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("none", None),
+        ("logits", "term 'reconstruction'"),
+        ("flow", "term 'flow'"),
+        ("reference", "term 'kl_reference'"),
+    ],
+)
+def test_an_exchange_of_samples_is_refused_before_anything_is_written(fault, message, records, tmp_path):
+    workdir = tmp_path / "run"
+    more = ("init_from=", "total_steps=5", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", f"records={records}")
+    given = [f"--config.{override}" for override in (*overrides("joint"), *more)]
+    command = [sys.executable, "-c", TRAIN, fault, "--config", spec("joint"), "--workdir", str(workdir), *given]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment(8, NPROC="32"), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2, result.stderr[-3000:]
+    assert not workdir.exists()
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    if message is None:
+        assert line == "error: healthy"
+    else:
+        assert line.startswith("error: config.mesh (data 2, fsdp 2, tensor 2): ")
+        assert message in line
+
+
+@pytest.mark.parametrize(("places", "kinds"), [(1, 1), (2, 2), (8, 4), (352, 4), (7, 3)])
+def test_any_two_places_hold_different_rows_once(places, kinds):
+    found = np.stack(list(orders(places, kinds)))
+    assert len(np.unique(found, axis=1).T) == places
+    assert found.max() == kinds - 1
