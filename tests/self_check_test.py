@@ -70,6 +70,40 @@ def test_an_exchange_of_samples_is_refused_before_anything_is_written(fault, mes
         assert message in line
 
 
+# python -c SAMPLE GUARDS: without the guards of colajax/axes.py XLA's own partitioner exchanges samples on this mesh.
+# Should a later one not do it, the guards may go.
+SAMPLE = """
+import sys
+import jax.numpy as jnp
+import tiny_models
+from colajax.errors import run_main
+from colajax.models import decoder, dit, text_vae, vae_block
+from colajax.parallel.mesh import make_mesh
+from colajax.sampling.self_check import check_sampler
+
+def main():
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    check_sampler(tiny_models.VAE, tiny_models.DIT, pad_id=0, dtype=jnp.float32, mesh=mesh)
+
+if sys.argv[1] == "without":
+    for module in (decoder, dit, text_vae, vae_block):
+        module.by_sample = lambda x: x
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("guards", ["with", "without"])
+def test_a_sampler_whose_samples_the_compiler_exchanges_is_refused(guards):
+    where = environment(8, NPROC="32", PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", JAX_DISABLE_MOST_OPTIMIZATIONS="0")
+    result = subprocess.run(
+        [sys.executable, "-c", SAMPLE, guards], cwd=ROOT, env=where, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == {"with": 0, "without": 2}[guards], result.stderr[-3000:]
+    if guards == "without":
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert "error: 8 devices: the logits of block " in line
+
+
 @pytest.mark.parametrize(("places", "kinds"), [(1, 1), (2, 2), (8, 4), (352, 4), (7, 3)])
 def test_any_two_places_hold_different_rows_once(places, kinds):
     found = np.stack(list(orders(places, kinds)))

@@ -11,6 +11,7 @@ from colajax.errors import UserError
 from colajax.models.config import DiTConfig, VAEConfig, from_mapping
 from colajax.parallel.mesh import make_mesh
 from colajax.sampling.cola import EVERY_DEVICE, Sampler, parameters_like
+from colajax.sampling.self_check import check_sampler
 from colajax.train.checkpoint import read_params
 from colajax.train.config import run_config
 
@@ -37,9 +38,11 @@ def load_run(workdir, step: int | None = None) -> LoadedRun:
     step, params = read_params(workdir, step, like=parameters_like(vae_config, dit_config, mesh))
     if not _all_finite(params):
         raise UserError(f"{workdir}: step {step} holds NaN or infinity among its parameters; name another step")
+    pad_id, dtype = pad_id_of(tokenizer, vae_config.vocab_size), jnp.dtype(config["compute_dtype"])
+    check_sampler(vae_config, dit_config, pad_id=pad_id, dtype=dtype, mesh=mesh)
     sampler = Sampler(
-        vae_config, dit_config, params["vae"], params["dit"], pad_id=pad_id_of(tokenizer, vae_config.vocab_size),
-        eos_id=tokenizer.eos_id, token_count=tokenizer.vocab_size, dtype=jnp.dtype(config["compute_dtype"]), mesh=mesh,
+        vae_config, dit_config, params["vae"], params["dit"], pad_id=pad_id, eos_id=tokenizer.eos_id,
+        token_count=tokenizer.vocab_size, dtype=dtype, mesh=mesh,
     )  # fmt: skip
     return LoadedRun(sampler, tokenizer, config, step)
 
