@@ -5,6 +5,7 @@ import signal
 import tempfile
 
 import pytest
+import shape_names
 import slurm_cluster
 import tiny_runs
 from launching import make_desk
@@ -16,6 +17,8 @@ from colajax.stories.grammar import stories
 
 # Of all that may be installed here, the tests run on the CPU; for a GPU, say JAX_PLATFORMS=cuda.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+SHAPE_CHECKED = shape_names.install()
 
 # Tests leave the user's compilation cache alone; those that share compiled programs say so (tiny_runs.compiled_once).
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"

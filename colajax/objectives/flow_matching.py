@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def interpolate(z0, z1, t_B):
-    """z_t for latents (B, L, D) and one time a sample (B,)."""
+def interpolate(z0_BxLxD, z1_BxLxD, t_B):
+    """z_t for latents and one time a sample."""
     t = t_B[:, None, None]
-    return (1 - t) * z0 + t * z1
+    return (1 - t) * z0_BxLxD + t * z1_BxLxD
 
 
 def logit_normal(normal_B, loc: float, scale: float):
