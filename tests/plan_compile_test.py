@@ -12,7 +12,7 @@ from colajax.train.config import load_config
 
 TOPOLOGY = "v5p:2x2x1"
 SMALL = (
-    "batch_size=32", "mesh.data=1", "mesh.fsdp=4", "dit.num_layers=2", "vae.encoder_num_blocks=2",
+    "batch_size=32", "mesh.data=1", "mesh.fsdp=4", "dit.num_layers=2", "compute_params=0", "vae.encoder_num_blocks=2",
     "vae.decoder_num_blocks=2",
 )  # fmt: skip
 MESH = {"data": 1, "fsdp": 4, "tensor": 1}
@@ -42,7 +42,7 @@ def test_the_plan_is_what_it_was(planned):
     expected = {"attention": 81.9, "MLP": 33.4, "cross-entropy": 27.2, "optimizer": 4.5}
     assert {part: cycles[part] for part in expected} == pytest.approx(expected, rel=0.15)
     assert found["cycles_per_device"] / 1e6 == pytest.approx(171.5, rel=0.15)
-    assert found["communication_bytes_per_device"] / 1e9 == pytest.approx(2.0, rel=0.15)
+    assert found["communication_bytes_per_device"] / 1e9 == pytest.approx(2.4, rel=0.15)  # weights in bfloat16, gradients in float32
     assert found["memory"]["peak"] / 1e9 == pytest.approx(8.6, rel=0.15)
     assert found["step_seconds"] * 1e3 == pytest.approx(105.3, rel=0.15)
     assert found["mfu"] == pytest.approx(0.276, rel=0.15)
