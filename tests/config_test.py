@@ -17,6 +17,7 @@ from colajax.data.records import read_metadata
 from colajax.errors import UserError
 from colajax.stages import stage_of
 from colajax.train.config import check_config, flatten, keep_config, load_config
+from colajax.train.kept import NULLABLE, defaults_of, read_kept
 from colajax.train.loop import train
 from colajax.train.optimizer import learning_rate_schedule
 
@@ -244,11 +245,33 @@ def test_a_run_that_is_too_old_to_have_a_key_goes_on_with_its_default(digest, tm
     leave_run(workdir, config, digest)
     assert set(NEW) <= flatten(json.loads((workdir / "config.json").read_text())).keys()  # said from now on
     older(workdir, *NEW)
-    with pytest.raises(UserError, match=r"optimizer\.rewarm_from was None, is 3"):
+    with pytest.raises(UserError, match=r"optimizer\.rewarm_from was 0, is 3"):
         leave_run(workdir, tiny_config("joint", "optimizer.rewarm_from=3"), digest)
     older(workdir, "optimizer.peak")  # there from the beginning: without it nobody knows
-    with pytest.raises(UserError, match=r"optimizer\.peak was None"):
+    with pytest.raises(UserError, match=r"config\.json: .*optimizer\.peak is missing"):
         leave_run(workdir, config, digest)
+
+
+@pytest.mark.parametrize("stage", ["vae", "joint"])
+def test_every_key_of_a_kept_configuration_is_missed_and_has_a_type(stage, digest, tmp_path):
+    path = leave_run(tmp_path / "run", tiny_config(stage), digest) / "config.json"
+    whole = path.read_text()
+    keys = flatten(json.loads(whole)).keys() - {"facts.records"}
+    for key in keys:
+        *parents, last = key.split(".")
+        for value in ({"x": 1}, None, "delete"):
+            kept = json.loads(whole)
+            node = functools.reduce(dict.__getitem__, parents, kept)
+            node[last] = value
+            if value == "delete":
+                del node[last]
+            path.write_text(json.dumps(kept))
+            if (value == "delete" and key in defaults_of(kept)) or (value is None and key in NULLABLE):
+                assert flatten(read_kept(path)).keys() >= keys
+                continue
+            message = error_of(read_kept, path)
+            assert message.startswith(f"{path}: damaged")
+            assert key in message
 
 
 def test_the_configuration_of_a_run_can_be_overridden_like_the_file_it_came_from(digest, tmp_path):

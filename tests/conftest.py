@@ -73,3 +73,11 @@ def exported(tmp_path_factory):
     from exports import export_goldens  # torch is imported by the tests that need it alone
 
     return export_goldens(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def things(tmp_path_factory, records):
+    """A folder with one of everything that a command reads; only read it."""
+    from command_lines import make_things  # which imports every part of the package
+
+    return make_things(tmp_path_factory.mktemp("things"), records)

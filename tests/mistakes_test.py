@@ -1,4 +1,4 @@
-"""Every command line on what the outside does to it: arguments, environment, signals, damaged and hostile files.
+"""Every command line on what the outside does to it: environment, signals (damaged_test.py: damaged files).
 
 Asserted of each: no traceback; status 0 or 2; with 2 one line that names the thing, and nothing left behind.
 """

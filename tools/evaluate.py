@@ -22,7 +22,7 @@ from colajax.files import check_writable, write_whole
 from colajax.sampling.load import load_run
 from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, settings_of
 from colajax.stories.checker import check_story
-from colajax.train.config import run_config
+from colajax.train.kept import run_config
 from colajax.train.metrics import read_lines
 
 # Rows of the table: what the run's last evaluation calls it, and what a reader should.

@@ -25,7 +25,8 @@ from colajax.models.config import from_mapping
 from colajax.sampling.cola import Sampler
 from colajax.sampling.load import run_tokenizer
 from colajax.sampling.settings import SamplingSettings
-from colajax.train.config import run_config
+from colajax.train.checkpoint import reading
+from colajax.train.kept import run_config
 from colajax.train.stored import open_arrays
 
 CERTIFICATE = "certificate.json"
@@ -100,9 +101,10 @@ def _wrong_digests(hf: pathlib.Path, manifest: dict) -> int:
 
 def _compare(workdir, hf: pathlib.Path, manifest: dict) -> list[Difference]:
     config = run_config(workdir)
-    _, params = open_arrays(workdir, manifest["step"])
+    step, params = open_arrays(workdir, manifest["step"])
     dtype = shards.DTYPES[manifest["dtype"]]
-    params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params)
+    with reading(workdir, step):
+        params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params)
     config_of = lambda g: from_mapping(layout.KINDS[g].config_class, config[g], f"{workdir}: {g}")  # noqa: E731
     configs = {group: config_of(group) for group in params}
     rng = np.random.default_rng(0)

@@ -14,7 +14,8 @@ from colajax.hf import layout
 from colajax.hf.model_card import NOTHING, Stated, model_card
 from colajax.hf.tokenizer_json import tokenizer_config, tokenizer_json
 from colajax.models.config import from_mapping
-from colajax.train.config import run_config
+from colajax.train.checkpoint import reading
+from colajax.train.kept import run_config
 from colajax.train.stored import open_arrays
 
 _CODE = pathlib.Path(__file__).parent / "pytorch"
@@ -51,7 +52,8 @@ def export(
     with whole(out, last=MANIFEST) as partial:
         partial.mkdir()
         try:
-            digests = _write_models(partial, workdir, config, params, dtype)
+            with reading(workdir, step):
+                digests = _write_models(partial, workdir, config, params, dtype)
         except FloatingPointError as error:
             raise UserError(f"{workdir}: step {step} cannot be exported: {error}; name another step") from None
         (partial / "tokenizer.json").write_text(written_tokenizer)

@@ -13,7 +13,7 @@ from colajax.parallel.mesh import make_mesh
 from colajax.sampling.cola import EVERY_DEVICE, Sampler, parameters_like
 from colajax.sampling.self_check import check_sampler
 from colajax.train.checkpoint import read_params
-from colajax.train.config import run_config
+from colajax.train.kept import run_config
 
 
 class LoadedRun(NamedTuple):

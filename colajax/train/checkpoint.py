@@ -1,12 +1,15 @@
 """Orbax checkpoints of a run: saved in the background, the latest and every keep_every-th kept."""
 
+import contextlib
 import math
+import traceback
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from colajax.errors import UserError
+from colajax.errors import UserError, refusal_of
 from colajax.files import absolute
 from colajax.train.state import TrainState
 
@@ -33,6 +36,7 @@ class Checkpoints:
     """The checkpoints under a workdir. A step is saved whole or not at all: Orbax marks what is complete."""
 
     def __init__(self, workdir, *, keep_every: int):
+        self._workdir = workdir
         # Each share of another shape is a small program to compile, at the first save.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALL_SLICE)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -60,7 +64,8 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, whatever mesh it was saved on, laid out as `like` (see `state.abstract_state`)."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=_restore(_as_tree(like))))
+        with reading(self._workdir, step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=_restore(_as_tree(like))))
         return TrainState(**restored["state"])
 
     def close(self) -> None:
@@ -71,11 +76,14 @@ class Checkpoints:
 
 def latest_step(workdir) -> int | None:
     """The last whole checkpoint of a run, or None where there is none yet."""
+    return next(_whole_steps(workdir), None)
+
+
+def _whole_steps(workdir) -> Iterator[int]:
+    """The newest first: in a bucket each is asked for by requests of its own."""
     folder = epath.Path(workdir) / FOLDER
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-    # The newest first: in a bucket each is asked for by requests of its own.
-    whole = (step for step in sorted(steps, reverse=True) if _is_whole(folder / str(step)))
-    return next(whole, None)
+    return (step for step in sorted(steps, reverse=True) if _is_whole(folder / str(step)))
 
 
 def _is_whole(path: epath.Path) -> bool:
@@ -92,6 +100,29 @@ def checkpoint_step(workdir, step: int | None = None) -> int:
     return latest if step is None else step
 
 
+@contextlib.contextmanager
+def reading(workdir, step: int) -> Iterator[None]:
+    """Around what reads a checkpoint: whatever Orbax and TensorStore raise on one that is damaged becomes a UserError
+    that names its folder and the next older one."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or refusal_of(error) or not _of_storage(error):
+            raise
+        reason = " ".join(str(error).partition("[tensorstore_spec")[0].split())[:300]
+        older = next((other for other in _whole_steps(workdir) if other < step), None)
+        instead = "copy it again" if older is None else f"remove it to go on from the next older one, {older}"
+        raise UserError(
+            f"{epath.Path(workdir) / FOLDER / str(step)}: damaged ({type(error).__name__}: {reason}); {instead}"
+        ) from None
+
+
+def _of_storage(error: Exception) -> bool:
+    """Their exceptions have no class in common: TensorStore's are told by what they say, Orbax's by where they rise."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "tensorstore" in str(error) or any("/orbax/" in file.replace("\\", "/") for file in files)
+
+
 def _restore(target: dict, *, partial: bool = False) -> ocp.args.PyTreeRestore:
     """target: ShapeDtypeStructs with shardings. What an import wrote, from numpy, comes back as they say too."""
     arguments = ocp.checkpoint_utils.construct_restore_args(target)
@@ -105,6 +136,6 @@ def read_params(workdir, step: int | None = None, *, like: dict) -> tuple[int, d
     folder = absolute(workdir) / FOLDER
     options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
-    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+    with reading(workdir, step), ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
         arguments = ocp.args.Composite(state=_restore({"params": like}, partial=True))
         return step, manager.restore(step, args=arguments)["state"]["params"]

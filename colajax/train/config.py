@@ -4,7 +4,6 @@
 """
 
 import ast
-import dataclasses
 import difflib
 import functools
 import hashlib
@@ -19,8 +18,8 @@ from ml_collections import config_dict
 
 from colajax.errors import UserError
 from colajax.files import write_whole
-from colajax.models.config import DiTConfig, VAEConfig
 from colajax.parallel.mesh import AXES
+from colajax.train.kept import NULLABLE, defaults_of, read_kept
 
 # Keys that say where and how often, not what is computed; they may differ when a run goes on.
 OPERATIONAL = (
@@ -29,15 +28,6 @@ OPERATIONAL = (
     *(f"mesh.{axis}" for axis in AXES),
 )  # fmt: skip
 _ABSENT = object()
-# What has come since runs were first kept, with the value that says what was done before: a run that is too old to have
-# a key goes on with it. The options of the models are added by their classes.
-ADDED = {
-    "init_step": None, "optimizer.decay_steps": None, "optimizer.rewarm_from": 0, "gradient_reduction": "float32",
-}  # fmt: skip
-# Keys that may be None, with the type of their other values: JSON does not tell it.
-NULLABLE = {
-    "init_step": int, "optimizer.decay_steps": int, "objective.fixed_log_snr": float, "vae.clip_qkv": float,
-}  # fmt: skip
 
 
 def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
@@ -51,7 +41,7 @@ def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
         config = _of_run(epath.Path(spec))
     else:
         file, _, variant = spec.partition(":")
-        if not Path(file).is_file():
+        if not Path(file).is_file() or not file.endswith(".py"):
             raise UserError(f"{file}: no such configuration file; configs/ lists the ones that ship")
         config = _of_file(Path(file), spec, variant)
     for override in overrides:
@@ -59,38 +49,16 @@ def load_config(spec: str, overrides: list[str]) -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def read_kept(path: epath.Path) -> dict:
-    """The config.json of a run: its configuration as JSON has it, and under "facts" what it read."""
-    try:
-        found = json.loads(path.read_text())
-        found["stage"], found["facts"]["tokenizer"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; expected the config.json of a run") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged or not the config.json of a run's workdir; copy it again") from None
-    return found
-
-
-def run_config(workdir: epath.PathLike) -> dict:
-    """The configuration of the run in `workdir`, as kept when it began or went on, with its facts. Raises UserError
-    where there is no run."""
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir}: no run there (config.json not found); name the workdir of a training")
-    return read_kept(path)
-
-
 def _of_run(path: epath.Path) -> ml_collections.ConfigDict:
     found = read_kept(path)
     del found["facts"]
     config = ml_collections.ConfigDict(_tuples(found))
-    for name, default in _defaults(found).items():
+    for name, kind in NULLABLE.items():
         *parents, last = name.split(".")
         node = functools.reduce(lambda node, key: node[key], parents, config)
-        value = node.get(last, default)
-        if name in NULLABLE:
-            with node.ignore_type():
-                node[last] = config_dict.placeholder(NULLABLE[name])
+        value = node.get(last)
+        with node.ignore_type():
+            node[last] = config_dict.placeholder(kind)
         node[last] = value
     return config
 
@@ -103,6 +71,8 @@ def _of_file(path: Path, spec: str, variant: str) -> ml_collections.ConfigDict:
         module_spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(path.parent))
+    if not hasattr(module, "VARIANTS") or not hasattr(module, "get_config"):
+        raise UserError(f"{path}: no configuration file; expected VARIANTS and get_config(variant) in it")
     if variant not in module.VARIANTS:
         known = ", ".join(f"{path}:{name}" for name in module.VARIANTS if name)
         raise UserError(f"{spec}: no variant {variant!r}; expected {path} or one of {known}")
@@ -162,14 +132,6 @@ def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _defaults(config: dict) -> dict:
-    """The value of every key that a run may be too old to have, {"a.b": value}."""
-    models = {"vae": VAEConfig(), "dit": DiTConfig()}
-    return ADDED | dict.fromkeys(NULLABLE) | flatten(
-        {group: dataclasses.asdict(model) for group, model in models.items() if group in config}
-    )
-
-
 def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict) -> dict | None:
     """The config.json that is in workdir, None where there is none. Raises UserError unless its run may go on with this
     configuration and these facts (digests of what it reads; one that the run has not met yet, as after an import, is
@@ -180,7 +142,7 @@ def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: 
     kept = read_kept(path)
     known = kept | {"facts": facts | kept["facts"]}
     now = _as_kept(config, {**kept["facts"], **facts})
-    defaults = _defaults(now)
+    defaults = defaults_of(now)
     found, wanted = flatten(known), flatten(now)
     changed_keys = [
         key for key in sorted({*found, *wanted})

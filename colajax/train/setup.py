@@ -17,8 +17,9 @@ from colajax.parallel.batch import check_batch
 from colajax.parallel.mesh import make_mesh
 from colajax.parallel.processes import is_first
 from colajax.train.checkpoint import Checkpoints, checkpoint_step, latest_step, read_params
-from colajax.train.config import check_config, config_digest, keep_config, run_config
+from colajax.train.config import check_config, config_digest, keep_config
 from colajax.train.fingerprint import fingerprint
+from colajax.train.kept import run_config
 from colajax.train.optimizer import Optimizer, optimizer_of
 from colajax.train.provenance import commit, versions
 from colajax.train.self_check import check_layout
@@ -67,19 +68,18 @@ def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
     )  # fmt: skip
     check_layout(config, make_stage, parts.loader.records.metadata["tokenizer"]["pad_id"], mesh)
     stage, like = parts.stage, parts.like
-    checkpoints = Checkpoints(workdir, keep_every=config.keep_every)
 
     # ---- parameters, in order of priority: this run's checkpoint; the run it begins with; fresh ---------------------
-    facts = parts.facts
+    facts, loaded = parts.facts, None
+    if parts.start is None and stage.init_from:
+        loaded = _read_start(stage, parts.init_step, like)
+        facts = facts | {"init": {"step": parts.init_step, "digest": fingerprint(loaded)}}
+        share_errors(lambda: check_config(workdir, config, facts))
+    checkpoints = Checkpoints(workdir, keep_every=config.keep_every)  # makes their folder
     if parts.start is not None:
         state = checkpoints.restore(parts.start, like)
         say(f"{workdir}: going on from step {parts.start}")
     else:
-        loaded = None
-        if stage.init_from:
-            loaded = _read_start(stage, parts.init_step, like)
-            facts = facts | {"init": {"step": parts.init_step, "digest": fingerprint(loaded)}}
-            share_errors(lambda: check_config(workdir, config, facts))
         state = fresh_state(stage, parts.optimizer, like, seed=config.seed, loaded=loaded)
     share_errors(lambda: _keep(workdir, config, facts, parts.tokenizer) if is_first() else None)
     return Run(

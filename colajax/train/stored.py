@@ -14,7 +14,7 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.files import absolute, in_bucket
-from colajax.train.checkpoint import FOLDER, checkpoint_step
+from colajax.train.checkpoint import FOLDER, checkpoint_step, reading
 from colajax.train.state import TrainState
 
 ORBAX = "0.12.8"  # whose layout of a checkpoint this file knows
@@ -36,13 +36,10 @@ def open_arrays(workdir, step: int | None = None, *, part: str = "params", write
         if keys[0] != part:
             continue
         kvstore = {"driver": "ocdbt", "base": base, "path": ".".join(keys) + "/"}
-        try:
+        with reading(workdir, step):
             array = _open({"driver": driver, "kvstore": kvstore}, write, _NO_CACHE)
             if "blocks" in keys and not write and array.chunk_layout.read_chunk.shape[0] > 1:
                 array = _open({"driver": driver, "kvstore": kvstore}, write, _CACHE)
-        except ValueError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{state}: cannot open {'/'.join(keys)} ({reason}); copy the checkpoint again") from None
         node = tree
         for key in keys[1:-1]:
             node = node.setdefault(key, {})

@@ -1,0 +1,158 @@
+"""Command lines in the tests' own process, up to what they compute, and one of everything that they read."""
+
+import contextlib
+import gzip
+import importlib
+import io
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import safetensors
+import tiny_runs
+
+from colajax.data.prepare import prepare
+from colajax.data.tokenizer import load_tokenizer
+from colajax.errors import run_main
+from colajax.evals import export_parity
+from colajax.hf.export import export
+from colajax.hf.import_run import make_run, write_group
+from colajax.sampling.cola import Sampler
+from colajax.sampling.load import run_tokenizer
+from colajax.stories.grammar import stories
+from colajax.train import __main__ as training
+from colajax.train import reporter
+from colajax.train.stored import open_arrays
+
+
+class Reached(Exception):
+    """The command read everything and came to what it computes."""
+
+
+def make_things(base: Path, records: Path) -> Path:
+    """Fills a folder with one of everything that a command reads."""
+    for stage in ("vae", "joint"):
+        _leave_run(base / stage, stage, records)
+    (base / "joint" / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "kind": kind, "loss": 1.5, "accuracy": 0.5}) + "\n"
+                for step, kind in ((1, "train"), (2, "train"), (2, "eval")))
+    )  # fmt: skip
+    export(base / "joint", base / "hf", run_tokenizer(base / "joint"), {})
+    shutil.copytree(base / "hf", base / "sharded")
+    for part in ("cola_vae", "cola_dit"):
+        _add_index(base / "sharded" / part)
+    (base / "text").mkdir()
+    texts = list(stories(5, 60))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    (base / "text" / "a.txt").write_text("\n".join(texts))
+    (base / "text" / "a.jsonl").write_bytes(lines)
+    (base / "text" / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (base / "text" / "a.jsonl.zst").write_bytes(pyarrow.compress(lines, "zstd", asbytes=True))
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), base / "text" / "a.parquet")
+    (base / "tokenizers").mkdir()
+    for name in ("tokenizer.model", "tokenizer.json"):
+        shutil.copy(base / "hf" / name, base / "tokenizers")
+    prepare([base / "text"], base / "tokenizers" / "tokenizer.model", base / "records", 32, validation_fraction=0.3)
+    return base
+
+
+def _leave_run(workdir: Path, stage: str, records: Path) -> None:
+    """A run at step 2 with small random parameters."""
+    rng = np.random.default_rng(0)
+
+    def write(partial):
+        for group, tree in open_arrays(partial)[1].items():
+            leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
+            named = [("/".join(key.key for key in keys), array) for keys, array in leaves]
+            write_group(partial, group, ((n, None, 0.1 * rng.standard_normal(a.shape, np.float32)) for n, a in named))
+
+    config = tiny_runs.tiny_config(stage, f"records={records}")
+    make_run(workdir, config, load_tokenizer(records / "tokenizer.model"), write, step=2)
+
+
+def _add_index(folder: Path) -> None:
+    """The one file as the first of several."""
+    with safetensors.safe_open(folder / "model.safetensors", "numpy") as file:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(file.keys(), "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+_STAGE_2 = ["--config", tiny_runs.spec("joint"), *[f"--config.{o}" for o in tiny_runs.overrides("joint")]]
+COMMANDS = {
+    "generate": ["--workdir", "@/joint", "--prompt", "Anna"],
+    "evaluate": ["--workdir", "@/joint", "--records", "@/records", "--prefixes", "2"],
+    "export_hf": ["--workdir", "@/joint", "--out", "@/out", "--skip_verify"],
+    "verify_export": ["--workdir", "@/joint", "--hf", "@/hf"],
+    "import_hf": ["--hf", "@/hf", "--workdir", "@/out", *_STAGE_2],
+    "import_hf sharded": ["--hf", "@/sharded", "--workdir", "@/out", *_STAGE_2],
+    "train": ["--config", "@/joint/config.json", "--workdir", "@/joint", "--config.records=@/records"],
+    "train begun": [*_STAGE_2, "--workdir", "@/out", "--config.records=@/records", "--config.init_from=@/vae"],
+    "prepare_data": ["--input", "@/text", "--tokenizer", "@/tokenizers/tokenizer.model", "--out", "@/out",
+                     "--sequence_length", "32", "--workers", "1", "--validation_fraction", "0.3"],
+    "prepare_data json": ["--input", "@/text/a.jsonl", "--tokenizer", "@/tokenizers/tokenizer.json", "--out", "@/out",
+                          "--sequence_length", "32", "--workers", "1", "--validation_fraction", "0.3"],
+    "prepare_data again": ["--input", "@/text", "--tokenizer", "@/tokenizers/tokenizer.model", "--out", "@/records",
+                           "--sequence_length", "32", "--workers", "1", "--validation_fraction", "0.3"],
+    "train_tokenizer": ["--input", "@/text", "--out", "@/out.model", "--vocab_size", "400"],
+}  # fmt: skip
+
+
+class Ended(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+def run(command: str, arguments: list[str]) -> Ended:
+    """A command line in this process, up to what it computes."""
+    output, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    status = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tiny_runs.ROOT / "tools")
+        module = training if command == "train" else importlib.import_module(command)
+        patch.setattr(sys, "argv", [command, *arguments])
+        patch.setattr(Sampler, "generate", _reach)
+        patch.setattr(reporter, "Speed", _reach)
+        patch.setattr(training, "join", lambda: None)
+        patch.setattr(export_parity, "_compare_vae", _reach)
+        if command == "plan":
+            patch.setattr(module, "make_plan", _reach)
+        try:
+            with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
+                run_main(module.main)
+        except SystemExit as end:
+            status = end.code or 0
+        except Reached:
+            pass
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return Ended(status, *(stream.buffer.getvalue().decode() for stream in (output, errors) if not stream.flush()))
+
+
+def _reach(*args, **kwargs):
+    raise Reached
+
+
+def given(name: str, base: Path) -> list[str]:
+    """The arguments of one of COMMANDS on the things in `base`."""
+    return [argument.replace("@", str(base)) for argument in COMMANDS[name]]
+
+
+def assert_refused(errors: str) -> None:
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+
+
+def tree(base: Path) -> list[str]:
+    return sorted(str(path.relative_to(base)) for path in base.rglob("*"))
