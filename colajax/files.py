@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 
 from etils import epath
@@ -26,9 +27,10 @@ def whole(path: epath.PathLike, *, last: str | None = None) -> Iterator[epath.Pa
 
     last: of a folder, the file without which readers take the folder for unfinished. A local folder is renamed at
     once; in a bucket objects are moved one by one, this one last. What blocks of this machine left behind that were
-    killed is cleared first. Raises OSError where the place cannot be written.
+    killed is cleared first. Raises OSError where the place cannot be written, UserError where it is a device.
     """
     path = epath.Path(path)
+    _check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(path)
     partial = path.parent / f"{path.name}.tmp-{socket.gethostname()}-{os.getpid()}"
@@ -55,9 +57,10 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
 
 
 def check_writable(path: epath.PathLike) -> None:
-    """Raises OSError where a file or folder could not be put at `path`; for before the work that makes it. Leaves
-    nothing behind."""
+    """Raises OSError or UserError where a file or folder could not be put at `path`; for before the work that makes it.
+    Leaves nothing behind."""
     path = absolute(path)
+    _check_place(path)
     folder = path.parent
     while not in_bucket(path) and not folder.exists():
         folder = folder.parent
@@ -67,6 +70,17 @@ def check_writable(path: epath.PathLike) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(error.errno, f"cannot be written ({error.strerror or error})", os.fspath(path)) from None
+
+
+def _check_place(path: epath.Path) -> None:
+    """Before anything is made: a name that no file may have raises OSError; what root may replace by a file, and must
+    not, such as /dev/null, UserError."""
+    try:
+        kind = 0 if in_bucket(path) else os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if kind and not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise UserError(f"{path}: a device, a pipe or a socket; expected a place for a file or a folder")
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -55,8 +55,8 @@ def main() -> None:
     for name in ("timestep_num", "diffusion_steps"):
         parser.add_argument(f"--{name}", type=int, help="another name of --steps")
     args = parser.parse_args()
-    if args.prefixes < 1:
-        raise UserError(f"--prefixes {args.prefixes}: expected at least 1")
+    if not 1 <= args.prefixes < 2**31:
+        raise UserError(f"--prefixes {args.prefixes}: expected at least 1, less than 2**31")
 
     given = {key: getattr(args, key) for key in ("guidance", "steps", *OTHER_NAMES)}
     if args.guidance is None and args.guidance_scale is None:

@@ -13,7 +13,7 @@ from colajax.command_line import Parser, begin
 if __name__ == "__main__":
     begin()
 
-from colajax.errors import run_main
+from colajax.errors import UserError, run_main
 from colajax.evals.export_parity import CERTIFICATE, TOLERANCE, verify
 
 
@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--hf", required=True, help="what tools/export_hf.py wrote")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"default {TOLERANCE:g}")
     args = parser.parse_args()
+    if not 0 <= args.tolerance < float("inf"):
+        raise UserError(f"--tolerance {args.tolerance}: expected a number of at least 0")
     verify(args.workdir, args.hf, tolerance=args.tolerance)
     print(f"{args.hf}/{CERTIFICATE}: passed")
 

@@ -24,6 +24,7 @@ from colajax.files import whole
 WINDOW_TOKENS = 2**24  # packed together; 64 MiB a split
 PROGRESS_SECONDS = 10
 LONGEST_ROW = 2**20  # packing keeps a list of so many; a row is read whole
+MOST_WORKERS = 1024  # processes
 
 
 def prepare(
@@ -107,10 +108,10 @@ def _check_ranges(sequence_length: int, validation_fraction: float, workers: int
         raise UserError(f"sequence_length {sequence_length}: expected 2 to {LONGEST_ROW}")
     if not 0 < validation_fraction < 1:
         raise UserError(f"validation_fraction {validation_fraction}: expected a number between 0 and 1")
-    if workers < 1:
-        raise UserError(f"workers {workers}: expected at least 1")
-    if rows_per_shard < 1:
-        raise UserError(f"rows_per_shard {rows_per_shard}: expected at least 1")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise UserError(f"workers {workers}: expected 1 to {MOST_WORKERS}")
+    if not 1 <= rows_per_shard < 2**31:
+        raise UserError(f"rows_per_shard {rows_per_shard}: expected at least 1, less than 2**31")
 
 
 def _describe(file: epath.Path) -> dict:

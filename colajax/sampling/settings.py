@@ -1,8 +1,7 @@
 """How text is sampled."""
 
 import dataclasses
-
-import numpy as np
+import math
 
 from colajax.errors import UserError
 
@@ -29,11 +28,12 @@ class SamplingSettings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             kinds = int if field.type is int else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not np.isfinite(value):
+            infinite = isinstance(value, float) and not math.isfinite(value)
+            if isinstance(value, bool) or not isinstance(value, kinds) or infinite:
                 raise UserError(f"{field.name} is {value!r}: expected a finite {field.type.__name__}")
         for key, holds, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("steps", self.steps >= 1, "at least 1"),
+            ("max_new_tokens", 1 <= self.max_new_tokens < 2**31, "at least 1, less than 2**31"),
+            ("steps", 1 <= self.steps < 2**31, "at least 1, less than 2**31"),
             ("guidance", self.guidance >= 0, "0 or more (1 is no guidance)"),
             ("temperature", self.temperature >= 0, "0 (the best token) or more"),
             ("top_k", 0 <= self.top_k < 2**31, "0 (off) or more"),
