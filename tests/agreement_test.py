@@ -30,6 +30,9 @@ def fail_in_the_second():
         raise UserError("records: row 3 is damaged")
     return "result"
 
+def fail_alike():
+    raise UserError("config.log_every is 0")
+
 def error_of(call):
     try:
         return call()
@@ -39,6 +42,7 @@ def error_of(call):
 print(json.dumps([
     error_of(lambda: share_errors(fail_in_the_second)),
     error_of(lambda: share_errors(lambda: mine)),
+    error_of(lambda: share_errors(fail_alike)),
     error_of(lambda: check_agreement({"the run's step": (20, None)[mine], "jax": "1"})),
     error_of(lambda: check_agreement({"the run's step": 20, "jax": "1"})),
 ]))
@@ -66,12 +70,13 @@ def met():
 def test_an_error_of_one_is_raised_in_all(met):
     assert met[0][0] == met[1][0] == "error: process 1: records: row 3 is damaged"
     assert [met[0][1], met[1][1]] == [0, 1]  # without an error each has its own result
+    assert met[0][2] == met[1][2] == "error: config.log_every is 0"  # of all alike
 
 
 def test_what_differs_is_named_in_all(met):
-    assert met[0][2] == met[1][2]
-    assert "error: the run's step is None in process 1 and 20 in process 0" in met[0][2]
-    assert met[0][3] is met[1][3] is None
+    assert met[0][3] == met[1][3]
+    assert "error: the run's step is None in process 1 and 20 in process 0" in met[0][3]
+    assert met[0][4] is met[1][4] is None
 
 
 def test_a_fingerprint_tells_parameters_apart():

@@ -25,7 +25,8 @@ def _gather(message: str) -> list[str]:
 
 
 def share_errors(function: Callable[[], T]) -> T:
-    """function() in every process; a UserError of one is raised in all, so that none waits for one that has ended."""
+    """function() in every process; a UserError of one is raised in all, so that none waits for one that has ended;
+    the message says which process had it, unless all have the same."""
     result, message = None, ""
     try:
         result = function()
@@ -34,7 +35,7 @@ def share_errors(function: Callable[[], T]) -> T:
     errors = _gather(message)
     for process, error in enumerate(errors):
         if error:
-            raise UserError(error if len(errors) == 1 else f"process {process}: {error}")
+            raise UserError(error if set(errors) == {error} else f"process {process}: {error}")
     return result
 
 
