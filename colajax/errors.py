@@ -65,7 +65,8 @@ def refusal_of(error: BaseException) -> str | None:
     """One line on an exception by which a file, a bucket, memory or a device refuses; None for any other."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+        file = os.fsdecode(error.filename) if error.filename else _file_of(error)
+        return f"{file}: {error.strerror}" if file else error.strerror
     if isinstance(error, MemoryError):
         return "out of memory" + (f" ({text})" if text else "")
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text:
@@ -75,6 +76,15 @@ def refusal_of(error: BaseException) -> str | None:
         reason = text.partition(" (set JAX_PLATFORMS=")[0] or "no such device here"
         return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}; unset it to take what there is"
     return _refusal_of_a_bucket(error, text)
+
+
+def _file_of(error: BaseException) -> str | None:
+    """What was being read: opening a file names it, reading from it does not, but whoever does that has its path."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            if isinstance(value, os.PathLike):
+                return os.fspath(value)
+    return None
 
 
 # Of gcsfs and google-cloud-storage; TensorStore and array_record raise ValueError and RuntimeError with an address.

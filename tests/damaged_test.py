@@ -93,3 +93,10 @@ def test_a_command_on_whole_files_comes_to_its_end(command, things, tmp_path):
     shutil.copytree(things, tmp_path / "things")
     status, _, errors = run(command.split()[0], given(command, tmp_path / "things"))
     assert (status, errors) == (0, "")
+
+
+def test_what_opens_but_cannot_be_read_is_named(things, tmp_path):
+    damage.copy(things / "joint", tmp_path / "joint")
+    damage.apply(("unreadable",), tmp_path / "joint" / "config.json")
+    _, _, errors = run("generate", ["--workdir", str(tmp_path / "joint"), "--prompt", "Anna"])
+    assert errors == f"error: {tmp_path}/joint/config.json: Input/output error\n"

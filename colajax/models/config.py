@@ -135,6 +135,7 @@ def from_mapping(cls, values: Mapping, where: str):
 def check_pair(vae: VAEConfig, dit: DiTConfig) -> None:
     """Raises UserError where the VAE and the prior do not fit each other."""
     if vae.latent_dim != dit.txt_in_channels:
-        raise UserError(f"txt_in_channels is {dit.txt_in_channels}: expected the VAE's latent_dim, {vae.latent_dim}")
+        channels = f"config.dit.txt_in_channels is {dit.txt_in_channels}"
+        raise UserError(f"{channels}: expected the VAE's latent_dim, {vae.latent_dim}")
     if vae.block_size != dit.block_size:
-        raise UserError(f"the DiT's block_size is {dit.block_size}: expected the VAE's, {vae.block_size}")
+        raise UserError(f"config.dit.block_size is {dit.block_size}: expected the VAE's, {vae.block_size}")

@@ -100,6 +100,6 @@ def check_lengths(vae: VAEConfig, sequence_length: int) -> None:
     unit = vae.patch_size * vae.block_size
     if sequence_length % unit:
         raise UserError(
-            f"sequence_length is {sequence_length}: expected a multiple of patch_size * block_size = {unit}; "
+            f"config.sequence_length is {sequence_length}: expected a multiple of patch_size * block_size = {unit}; "
             f"the next one is {(sequence_length // unit + 1) * unit}"
         )

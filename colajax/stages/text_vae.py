@@ -131,15 +131,15 @@ def check_micro_batch(config) -> None:
         raise UserError(f"config.objective.mask_rate is {rate}: expected a share of the tokens between 0 and 1")
     if parts < 1 or config.batch_size % (parts * max(every, 1)):
         raise UserError(
-            f"batch_size is {config.batch_size}: expected a multiple of accumulation_steps * mask_every = "
+            f"config.batch_size is {config.batch_size}: expected a multiple of accumulation_steps * mask_every = "
             f"{parts} * {max(every, 1)}"
         )
     if config.remat not in REMAT_POLICIES:
-        raise UserError(f"remat is {config.remat!r}: expected one of {', '.join(REMAT_POLICIES)}")
+        raise UserError(f"config.remat is {config.remat!r}: expected one of {', '.join(REMAT_POLICIES)}")
     if config.compute_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"compute_dtype is {config.compute_dtype!r}: expected float32 or bfloat16")
+        raise UserError(f"config.compute_dtype is {config.compute_dtype!r}: expected float32 or bfloat16")
     if config.gradient_reduction not in {"float32", config.compute_dtype}:
         raise UserError(
-            f"gradient_reduction is {config.gradient_reduction!r}: expected float32, or bfloat16 with compute_dtype "
-            f"bfloat16"
+            f"config.gradient_reduction is {config.gradient_reduction!r}: expected float32, or bfloat16 with "
+            f"compute_dtype bfloat16"
         )
