@@ -9,7 +9,7 @@ import re
 # In the order of their imports: a function is wrapped before another module takes it by its name.
 MODULES = (
     "objectives.elbo", "objectives.flow_matching", "models.attention", "models.vae_block", "models.decoder",
-    "models.text_vae", "models.dit", "sampling.tokens", "sampling.cola",
+    "models.text_vae", "models.dit", "models.llama", "sampling.tokens", "sampling.cola",
 )  # fmt: skip
 _SHAPE = re.compile(r"_([A-Z](?:x[A-Z])*)$")
 

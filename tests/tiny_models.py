@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from colajax.hf import layout
-from colajax.models.config import DiTConfig, VAEConfig
+from colajax.models.config import DiTConfig, LlamaConfig, VAEConfig
 
 VAE = VAEConfig(
     vocab_size=40, dim=16, ffn_dim=24, num_heads=2, encoder_num_blocks=2, decoder_num_blocks=2, latent_dim=4,
@@ -16,9 +16,18 @@ DIT = DiTConfig(
     txt_in_channels=4, txt_out_channels=4, txt_dim=16, emb_dim=12, heads=2, head_dim=8, expand_ratio=2, num_layers=2,
     rope_dim=4, block_size=4,
 )  # fmt: skip
+LLAMA = LlamaConfig(
+    vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+)  # fmt: skip
 
 
 def random_params(kind: layout.Kind, config, seed: int = 0) -> dict:
+    """Numpy float32 parameters of an exported module."""
+    return random_tree(layout.functional(kind, config).shapes(), seed)
+
+
+def random_tree(shapes: dict, seed: int = 0) -> dict:
     """Numpy float32 parameters; kernels keep the variance of their input, modulations are small but not zero."""
     rng = np.random.default_rng(seed)
 
@@ -31,7 +40,7 @@ def random_params(kind: layout.Kind, config, seed: int = 0) -> dict:
         gate = names[-2] == "linear" and names[-3].endswith("_out")
         return x if names[-1] == "embedding" else x * np.float32(0.2) + np.float32(names[-1] == "scale" or gate)
 
-    return jax.tree_util.tree_map_with_path(draw, layout.functional(kind, config).shapes())
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def with_options(vae: dict, dit: dict) -> tuple[VAEConfig, DiTConfig]:

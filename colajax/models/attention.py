@@ -4,7 +4,7 @@ A position reads two sets of keys: a *context* of finished, clean positions from
 its own copy of the sequence. Block-causal self-attention, the two-copy layout of training (a clean and a noisy copy of
 each sample, where noisy queries see clean keys of earlier blocks and noisy keys of their own) and a generation step
 against a cache differ in what the context is, and in nothing else. So no 2L x 2L mask exists: two copies cost
-2 L (L + block) scores.
+2 L (L + block) scores. The baselines' attention is the same with the whole row as one block: L^2 scores.
 """
 
 from typing import NamedTuple
@@ -42,8 +42,8 @@ def _joint_softmax(scores, values):
 def attend(q, k, v, own_mask, context: KVCache | None, context_mask):
     """Attention of blocks to themselves and to a context.
 
-    q, k, v: (B, C, N, S, H, K); own_mask: booleans that broadcast to (B, C, N, S) over the block's own keys, or None;
-    context.k, context.v: (B, J, H, K), shared by the copies; context_mask: broadcasts to (B, C, N, J).
+    q, k, v: (B, C, N, S, H, K); own_mask: booleans that broadcast to (B, C, N, S, S), queries by keys of the block, or
+    None; context.k, context.v: (B, J, H, K), shared by the copies; context_mask: broadcasts to (B, C, N, 1, J).
     Scores, softmax in float32. Returns (B, C, N, S, H, K) in q's dtype.
     """
     dtype, precision = q.dtype, precision_of(q.dtype)
@@ -51,7 +51,7 @@ def attend(q, k, v, own_mask, context: KVCache | None, context_mask):
 
     def scores_of(equation, keys, mask):
         scores = scale * jnp.einsum(equation, q, keys, precision=precision, preferred_element_type=jnp.float32)
-        return scores if mask is None else jnp.where(mask[..., None, None, :], scores, MASKED)
+        return scores if mask is None else jnp.where(mask[..., None, :, :], scores, MASKED)
 
     def values_of(equation, values):
         return lambda weights: jnp.einsum(equation, weights.astype(dtype), values, precision=precision)
@@ -76,23 +76,42 @@ def block_causal_attention(q, k, v, block_size: int, lengths=None):
     own_mask = None
     if padding or lengths is not None:
         used = jnp.full((1,), length) if lengths is None else lengths
-        own_mask = (jnp.arange(blocks * block_size) < used[:, None]).reshape(-1, 1, blocks, block_size)
+        own_mask = (jnp.arange(blocks * block_size) < used[:, None]).reshape(-1, 1, blocks, 1, block_size)
 
     def split(x):
         x = jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0), (0, 0))) if padding else x
         return x.reshape(x.shape[0], copies, blocks, block_size, *x.shape[3:])
 
     context = KVCache(k[:, 0], v[:, 0]) if blocks > 1 else None
-    earlier = (np.arange(length) // block_size)[None, :] < np.arange(blocks)[:, None]
+    earlier = (np.arange(length) // block_size)[None, None, :] < np.arange(blocks)[:, None, None]
     out = attend(split(q), split(k), split(v), own_mask, context, jnp.asarray(earlier))
     return out.reshape(out.shape[0], copies, blocks * block_size, *out.shape[4:])[:, :, :length]
 
 
-def cached_attention(q, k, v, cache: KVCache, context_lengths):
+def row_attention(q, k, v, *, causal: bool, lengths=None):
+    """A row as one block: a position reads itself and those before it (causal), or all. q, k, v: (B, L, H, K); lengths:
+    (B,) positions in use, or None for L; the others are read by none. Returns (B, L, H, K)."""
+    length = q.shape[1]
+    mask = _up_to_itself(length) if causal else None
+    if lengths is not None:
+        used = (jnp.arange(length) < lengths[:, None])[:, None, None, None]
+        mask = used if mask is None else used & mask
+    q, k, v = (x[:, None, None] for x in (q, k, v))
+    return attend(q, k, v, mask, None, None)[:, 0, 0]
+
+
+def cached_attention(q, k, v, cache: KVCache, context_lengths, *, causal: bool = False):
     """One block a sample against the cache. q, k, v: (B, C, S, H, K); cache: one layer's, (B, J, H, K);
-    context_lengths: (B, C), how many cached positions each copy sees. Returns (B, C, S, H, K)."""
-    mask = jnp.arange(cache.k.shape[1]) < context_lengths[:, :, None, None]
-    return attend(q[:, :, None], k[:, :, None], v[:, :, None], None, cache, mask)[:, :, 0]
+    context_lengths: (B, C), how many cached positions each copy sees; causal: a position of the block does not see
+    those behind it. Returns (B, C, S, H, K)."""
+    mask = jnp.arange(cache.k.shape[1]) < context_lengths[:, :, None, None, None]
+    own_mask = _up_to_itself(q.shape[2]) if causal else None
+    return attend(q[:, :, None], k[:, :, None], v[:, :, None], own_mask, cache, mask)[:, :, 0]
+
+
+def _up_to_itself(length: int):
+    """(L, L) booleans, queries by keys."""
+    return jnp.asarray(np.tri(length, dtype=bool))
 
 
 def append_to_cache(cache: KVCache, new: KVCache, at) -> KVCache:

@@ -1,4 +1,4 @@
-"""The two model configurations, under the key names of the released checkpoints."""
+"""The model configurations, under the key names of the released checkpoints and of Hugging Face's LLaMA."""
 
 import dataclasses
 import difflib
@@ -115,8 +115,45 @@ class DiTConfig:
         _require(self, "txt_out_channels", same, f"txt_in_channels ({self.txt_in_channels}): a velocity is a latent")
 
 
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """LLaMA, the network of the AR and LLaDA baselines, embeddings untied. The defaults are the paper's, ~1.8 B
+    parameters in the layers; rms_norm_eps and rope_theta, which it does not give, are the prior's."""
+
+    vocab_size: int = 100278
+    hidden_size: int = 2048
+    intermediate_size: int = 8192
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+
+    def __post_init__(self):
+        _check_fields(self)
+        for key in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        ):  # fmt: skip
+            _require(self, key, getattr(self, key) >= 1, "at least 1")
+        heads = self.num_attention_heads
+        fits = self.hidden_size % heads == 0
+        _require(self, "hidden_size", fits, f"a multiple of num_attention_heads ({heads})")
+        even = self.head_dim % 2 == 0
+        _require(self, "hidden_size", even, "an even head dimension (hidden_size / num_attention_heads), for RoPE")
+        _require(self, "rms_norm_eps", self.rms_norm_eps > 0, "a positive number")
+        _require(self, "rope_theta", self.rope_theta > 0, "a positive number")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def mask_id(self) -> int:
+        """Row of LLaDA's embedding that stands for a masked token: one past the vocabulary."""
+        return self.vocab_size
+
+
 def from_mapping(cls, values: Mapping, where: str):
-    """Builds a VAEConfig or DiTConfig from a mapping.
+    """Builds one of these configurations from a mapping.
 
     Raises UserError, with the nearest name, on a key that `cls` does not have, or on a value it refuses.
     """

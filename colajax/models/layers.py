@@ -107,6 +107,14 @@ def layer_norm(dim: int, *, eps: float, dtype, rngs, affine=True) -> nnx.LayerNo
     )  # fmt: skip
 
 
+def rms_norm(dim: int, *, eps: float, dtype, rngs) -> nnx.RMSNorm:
+    """x / sqrt(mean(x^2) + eps) * scale, in float32; the result in `dtype`."""
+    return nnx.RMSNorm(
+        dim, epsilon=eps, dtype=dtype, param_dtype=jnp.float32, promote_dtype=lambda arrays, dtype: arrays,
+        use_fast_variance=True, rngs=rngs,
+    )  # fmt: skip
+
+
 def rope_frequencies(dim: int, theta: float) -> np.ndarray:
     """theta^(-2i/dim) for i = 0 .. dim/2 - 1, (dim/2,) float32, with PyTorch's bytes at the usual sizes."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
