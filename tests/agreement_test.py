@@ -30,6 +30,16 @@ def fail_in_the_second():
         raise UserError("records: row 3 is damaged")
     return "result"
 
+def refused_in_the_first():
+    if mine == 0:
+        open("/nowhere/file")
+    return "result"
+
+def bug_in_the_second():
+    if mine == 1:
+        {}["missing"]
+    return "result"
+
 def fail_alike():
     raise UserError("config.log_every is 0")
 
@@ -38,6 +48,8 @@ def error_of(call):
         return call()
     except UserError as error:
         return f"error: {error}"
+    except KeyError as error:
+        return f"a bug: {error}"
 
 print(json.dumps([
     error_of(lambda: share_errors(fail_in_the_second)),
@@ -45,6 +57,8 @@ print(json.dumps([
     error_of(lambda: share_errors(fail_alike)),
     error_of(lambda: check_agreement({"the run's step": (20, None)[mine], "jax": "1"})),
     error_of(lambda: check_agreement({"the run's step": 20, "jax": "1"})),
+    error_of(lambda: share_errors(refused_in_the_first)),
+    error_of(lambda: share_errors(bug_in_the_second)),
 ]))
 """
 
@@ -71,6 +85,12 @@ def test_an_error_of_one_is_raised_in_all(met):
     assert met[0][0] == met[1][0] == "error: process 1: records: row 3 is damaged"
     assert [met[0][1], met[1][1]] == [0, 1]  # without an error each has its own result
     assert met[0][2] == met[1][2] == "error: config.log_every is 0"  # of all alike
+
+
+def test_what_is_refused_in_one_and_a_bug_of_one_end_all(met):
+    assert met[0][5] == met[1][5] == "error: process 0: /nowhere/file: No such file or directory"
+    assert met[0][6] == "error: process 1: KeyError: 'missing'"
+    assert met[1][6] == "a bug: 'missing'"
 
 
 def test_what_differs_is_named_in_all(met):

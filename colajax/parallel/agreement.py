@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from colajax.errors import UserError
+from colajax.errors import UserError, refusal_of
 
 MESSAGE_BYTES = 4096
 T = TypeVar("T")
@@ -25,14 +25,22 @@ def _gather(message: str) -> list[str]:
 
 
 def share_errors(function: Callable[[], T]) -> T:
-    """function() in every process; a UserError of one is raised in all, so that none waits for one that has ended;
-    the message says which process had it, unless all have the same."""
-    result, message = None, ""
+    """function() in every process; where it fails in one it fails in all, so that none waits for one that has ended.
+
+    A mistake, or what a file, memory or a device refuses, is a UserError in every process, which says whose it was
+    unless all have the same. A bug of one keeps its traceback there and is a UserError in the others.
+    """
+    result, message, bug = None, "", None
     try:
         result = function()
     except UserError as error:
         message = str(error)
+    except Exception as error:
+        refused = refusal_of(error)
+        message, bug = refused or f"{type(error).__name__}: {error}", None if refused else error
     errors = _gather(message)
+    if bug is not None:
+        raise bug
     for process, error in enumerate(errors):
         if error:
             raise UserError(error if set(errors) == {error} else f"process {process}: {error}")
