@@ -60,6 +60,8 @@ def test_sizes_that_are_not_the_number_of_devices_are_refused(sizes, count):
         ("fsdp=0", "sizes of at least 1"),
         ("fdsp=4", "expected a mesh such as data=-1,fsdp=16,tensor=1"),
         ("fsdp=four", "expected a mesh such as"),
+        ("fsdp=²", "expected a mesh such as"),
+        ("fsdp=" + 5000 * "9", "expected a mesh such as"),
     ],
 )
 def test_what_is_no_mesh_is_refused(text, message):

@@ -6,6 +6,7 @@ over it).
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -61,11 +62,12 @@ def _shown(shape: Sequence[int]) -> str:
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """{"data": 8, "fsdp": 16, "tensor": 1} of "data=8,fsdp=16"; an axis that is not named is 1."""
+    """{"data": 8, "fsdp": 16, "tensor": 1} of "data=8,fsdp=16"; an axis that is not named is 1. Raises UserError on any
+    other form."""
     sizes = dict(ONE_DEVICE)
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis not in AXES or not size.removeprefix("-").isdigit():
+        if axis not in AXES or not re.fullmatch(r"-?[0-9]{1,9}", size):
             raise UserError(f"{text!r}: expected a mesh such as data=-1,fsdp=16,tensor=1")
         sizes[axis] = int(size)
     return sizes
