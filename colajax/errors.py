@@ -64,7 +64,7 @@ def end_at_once_on_interrupt() -> None:
 def refusal_of(error: BaseException) -> str | None:
     """One line on an exception by which a file, a bucket, memory or a device refuses; None for any other."""
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and not _of_a_bucket_library(error):
         file = os.fsdecode(error.filename) if error.filename else _file_of(error)
         return f"{file}: {error.strerror}" if file else error.strerror
     if isinstance(error, MemoryError):
@@ -100,9 +100,13 @@ _REFUSALS = (  # a pattern in what they say, and what it means
 )  # fmt: skip
 
 
+def _of_a_bucket_library(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in _BUCKET_LIBRARIES
+
+
 def _refusal_of_a_bucket(error: BaseException, text: str) -> str | None:
     """What each library says is all that can be relied on: their exceptions have nothing in common."""
-    library = type(error).__module__.partition(".")[0] in _BUCKET_LIBRARIES
+    library = _of_a_bucket_library(error)
     url = re.search(r"\bb/([^/\s]+)/o(?:/|\?name=|$|\s)([^?&\s]*)", text)
     address = re.search(r"gs://[^\s;:]+", text)
     named = url if isinstance(error, OSError) else address if isinstance(error, ValueError | RuntimeError) else None

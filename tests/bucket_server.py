@@ -78,6 +78,20 @@ class BucketServer:
         self._listener.server_close()
 
 
+class Requests:
+    """Counts the requests that a block makes."""
+
+    def __init__(self, server: BucketServer):
+        self._server = server
+
+    def __enter__(self):
+        self._before = len(self._server.log)
+        return self
+
+    def __exit__(self, *exc):
+        self.count = len(self._server.log) - self._before
+
+
 class _Proxy(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128

@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
-from aiohttp import ClientError
-from bucket_server import BucketServer
+from bucket_server import BucketServer, Requests
 from etils import epath
 from tiny_runs import ROOT, STOPPED, compiled_once, environment
 
 from colajax.data.records import Records, read_metadata
-from colajax.errors import refusal_of
 from colajax.files import files_under
 from colajax.train.checkpoint import Checkpoints, latest_step
 from colajax.train.state import TrainState
@@ -181,21 +179,6 @@ def test_the_run_is_evaluated_sampled_exported_and_imported_in_the_bucket(stage_
     assert not [file for file in files_under(BUCKET) if "tmp-" in str(file)]
 
 
-class Requests:
-    """Counts the requests that a block makes."""
-
-    def __init__(self, server):
-        self._server = server
-
-    def __enter__(self):
-        self._before = len(self._server.log)
-        return self
-
-    def __exit__(self, *exc):
-        self.made = self._server.log[self._before :]
-        self.count = len(self.made)
-
-
 def test_requests_of_a_save_and_of_a_start(server, capsys):
     """They grow not with the step, and by two small ones with each checkpoint kept."""
     state = lambda step: TrainState(jnp.int32(step), {"w": jnp.ones((4, 4))}, {}, {})  # noqa: E731
@@ -312,21 +295,3 @@ def test_ten_seconds_of_503_are_waited_out(server, corpus):
     assert latest_step(BUCKET / "waited") == 1
     assert len(opened) == 1
     assert sum("waited" in path for _, path in server.log) > 0
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (OSError("Forbidden: https://x/upload/storage/v1/b/a/o?name=run%2Fx\nno access"), "gs://a/run/x: these cred"),
-        (ValueError("NOT_FOUND: Error writing gs://a/x [http_response_code='404']"), "gs://a/x: no such bucket"),
-        (RuntimeError("with a last message of Not Found ; reading gs://a/x; at byte 0"), "gs://a/x: no such bucket"),
-        (ClientError("Cannot connect to host storage.googleapis.com:443"), "a bucket: cannot be reached from here"),
-        (ValueError("gs://a/x: a bug"), None),
-        (KeyError("b/a/o"), None),
-    ],
-)  # fmt: skip
-def test_what_the_libraries_say_of_a_bucket_is_one_line(error, expected):
-    with pytest.raises(type(error)) as caught:
-        raise error
-    found = refusal_of(caught.value)
-    assert found is None if expected is None else found.startswith(expected)

@@ -1,4 +1,5 @@
-"""Every command line on what the outside does to it: environment, signals (damaged_test.py: damaged files).
+"""Every command line on what the outside does to it: environment, signals, what the libraries say of a bucket
+(damaged_test.py: damaged files).
 
 Asserted of each: no traceback; status 0 or 2; with 2 one line that names the thing, and nothing left behind.
 """
@@ -9,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientConnectorError
 from tiny_runs import ROOT, spec
 
-from colajax.errors import UserError
+from colajax.errors import UserError, refusal_of
 from colajax.parallel.processes import join
 
 
@@ -108,6 +111,7 @@ def test_a_training_interrupted_before_its_loop(moment, records, tmp_path):
     process = start("-m", "colajax.train", *given, "--config.sequence_length=32")
     loaded = Path(f"/proc/{process.pid}/maps")
     while moment not in loaded.read_text() and not (tmp_path / "run" / "config.json").exists():
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -121,3 +125,25 @@ def test_output_that_nobody_reads_any_more():
     process.stdin.write("a line\n")
     process.stdin.close()
     assert (process.wait(timeout=60), process.stderr.read()) == (141, "")
+
+
+# ---- buckets ---------------------------------------------------------------------------------------------------------
+HOST = types.SimpleNamespace(host="storage.googleapis.com", port=443, ssl=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError("Forbidden: https://x/upload/storage/v1/b/a/o?name=run%2Fx\nno access"), "gs://a/run/x: these cred"),
+        (ValueError("NOT_FOUND: Error writing gs://a/x [http_response_code='404']"), "gs://a/x: no such bucket"),
+        (RuntimeError("with a last message of Not Found ; reading gs://a/x; at byte 0"), "gs://a/x: no such bucket"),
+        (ClientConnectorError(HOST, OSError(111, "Connect call failed")), "a bucket: cannot be reached from here"),
+        (ValueError("gs://a/x: a bug"), None),
+        (KeyError("b/a/o"), None),
+    ],
+)  # fmt: skip
+def test_what_the_libraries_say_of_a_bucket_is_one_line(error, expected):
+    with pytest.raises(type(error)) as caught:
+        raise error
+    found = refusal_of(caught.value)
+    assert found is None if expected is None else found.startswith(expected)
