@@ -60,7 +60,7 @@ def make_evaluation(stage, mesh: Mesh):
         parts = [sums_and_counts(state.params, state.frozen, *batch) for batch in batches]
         terms, counts = jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *parts)
         means = {name: stage.mean(name, value, counts) for name, value in terms.items()}
-        means["loss"] = sum(w * means[name] for name, w in stage.weights.items() if name in means)
+        means["loss"] = sum(w * means[name] for name, w in stage.weights.items() if name in means and w)
         return jax.device_get(means)
 
     return evaluate
