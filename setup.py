@@ -12,6 +12,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["colajax", "colajax.*"]),
+    package_data={"colajax": ["commit.txt"]},
     install_requires=[
         "array_record>=0.8.6",
         "etils[epath]>=1.13",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_runs import ROOT, environment
 
+from colajax.train import provenance
 from colajax.train.fingerprint import fingerprint
 from colajax.train.provenance import commit, versions
 
@@ -116,3 +117,18 @@ def test_a_program_says_what_it_is():
     said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     if said.returncode == 0:
         assert commit().removesuffix("+") == said.stdout.strip()
+
+
+def test_an_installation_inside_another_repository_has_not_its_commit(tmp_path, monkeypatch):
+    package = tmp_path / ".venv" / "colajax"
+    package.mkdir(parents=True)
+    commit_of = ["-c", "user.name=n", "-c", "user.email=n@n", "commit", "--quiet", "--allow-empty", "--message=another"]
+    for command in (["init", "--quiet"], commit_of):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.setattr(provenance, "_PACKAGE", package)
+    found = []
+    for archived in (None, "$Format:%H$\n", "0123abc\n"):
+        if archived:
+            (package / "commit.txt").write_text(archived)
+        found.append(commit())
+    assert found == ["unknown", "unknown", "0123abc"]

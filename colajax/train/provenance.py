@@ -7,7 +7,7 @@ from pathlib import Path
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
 _PACKAGE = Path(__file__).parent.parent
-_ARCHIVED = _PACKAGE / "commit.txt"  # `git archive` writes the commit into it
+_ARCHIVED = "commit.txt"  # `git archive` writes the commit into it
 
 
 def versions() -> dict[str, str]:
@@ -22,13 +22,18 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this code, with "+" behind it where files differ from it; "unknown" outside a repository."""
+    """The commit of this code, with "+" behind it where files differ from it; "unknown" outside its repository."""
     try:
-        said = subprocess.run(
-            ["git", "-C", str(_PACKAGE), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True, text=True, timeout=20, check=True,
-        )  # fmt: skip
-        return said.stdout.strip()
+        _git("ls-files", "--error-unmatch", _ARCHIVED)  # fails in a repository that holds an installation, ignored
+        return _git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        archived = _ARCHIVED.read_text().strip()
+        file = _PACKAGE / _ARCHIVED
+        archived = file.read_text().strip() if file.exists() else "$"
         return "unknown" if "$" in archived else archived
+
+
+def _git(*command: str) -> str:
+    said = subprocess.run(
+        ["git", "-C", str(_PACKAGE), *command], capture_output=True, text=True, timeout=20, check=True
+    )
+    return said.stdout.strip()
