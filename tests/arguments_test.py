@@ -76,7 +76,7 @@ def test_an_option_with_a_value_that_nobody_means(command, base, things):
 
 @pytest.mark.parametrize("value", ["", "\x01", "[" * 5000, "99999999999999999999", "9" * 5000, "1e999", "{}", "[[]]"])
 def test_a_key_of_a_configuration_with_a_value_that_nobody_means(value, tmp_path, records):
-    """Of the keys that are no names of files, which a run may take."""
+    """Every key but the two that name folders, which may be anything."""
     for key in flatten(tiny_runs.tiny_config("joint").to_dict()):
         if key in ("records", "init_from"):
             continue

@@ -157,7 +157,7 @@ def test_a_damaged_folder_is_refused_by_the_name_of_what_is_wrong(copy):
 
 
 def test_a_shard_that_is_another_one_is_named_when_a_row_of_it_is_read(copy, tmp_path):
-    """Of the same length in bytes, so that opening the records does not show it."""
+    """The metadata states its length in bytes, so that opening the records does not show it."""
     shards = sorted(copy.glob("train-*"))
     whole = shards[2].read_bytes()
     writer = ShardWriter(epath.Path(tmp_path), "train", 100)

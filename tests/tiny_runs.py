@@ -67,7 +67,7 @@ run_main(__main__.main)
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-    """Of a process with so many simulated devices."""
+    """The environment of a process with so many simulated devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     # Collectives wait for each other in threads of XLA, of which there must be enough: see launch/local.sh.
     threads = str(4 * devices)

@@ -133,12 +133,8 @@ def _existing(out: epath.Path, wanted: dict) -> dict:
             raise UserError(f"{out}: already there with another {key}{detail}; {remedy}")
     for split in SPLITS:
         Records.open(out, split)
-    old = (
-        f" (of format {version}, which is read; remove it to have format {now}, see records.py)"
-        if version < now
-        else ""
-    )
-    print(f"{out} is up to date{old}", flush=True)
+    older = f" (of format {version}, which is read; remove it to have format {now}, see records.py)"
+    print(f"{out} is up to date{older if version < now else ''}", flush=True)
     return found
 
 

@@ -106,13 +106,14 @@ class Records:
 
     @classmethod
     def open(cls, directory: epath.PathLike, split: str) -> "Records":
-        """Opens "train" or "validation": looks whether every shard is there, in its length, and reads the first row.
+        """Opens "train" or "validation": looks whether every shard is there, on a local disk in its length too, and
+        reads the first row.
 
         A start thus costs one listing and not a read of every shard; what is inside a shard is checked with every row.
 
         Raises:
             UserError: not a records folder, a version this code does not know, or a shard that is missing or has not
-                the bytes or the row length that the metadata states.
+                the bytes (on a local disk) or the row length that the metadata states.
         """
         directory = epath.Path(directory)
         metadata = read_metadata(directory)
@@ -179,7 +180,7 @@ def read_metadata(directory: epath.PathLike) -> dict:
 
 
 def _check_complete(metadata: Mapping) -> None:
-    """Raises one of several exceptions, or ValueError, where something is missing that a reader needs."""
+    """Raises KeyError, TypeError, AttributeError or ValueError where what a reader needs is missing or wrong."""
     identity(metadata)
     tokenizer = metadata["tokenizer"]
     numbers = [metadata["sequence_length"], tokenizer["vocab_size"], tokenizer["pad_id"], tokenizer["eos_id"]]
@@ -189,10 +190,12 @@ def _check_complete(metadata: Mapping) -> None:
         names += [shard["file"] for shard in split["shards"]]
         if split["rows"] != sum(shard["rows"] for shard in split["shards"]):
             raise ValueError(f"the shards of {name} have not its {split['rows']} rows")
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError("a number is not one")
-    if not all(isinstance(name, str) and name and "/" not in name for name in names):
-        raise ValueError("a name is not one")
+    for number in numbers:
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{str(number)[:50]!r} where a number is expected")
+    for name in names:
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(f"{str(name)[:50]!r} where a name is expected")
 
 
 def identity(metadata: Mapping) -> dict:

@@ -65,9 +65,8 @@ _tokenizer: Tokenizer
 
 def _start(tokenizer_path: str) -> None:
     global _tokenizer
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process; the first one says what there is to say
+    # Ctrl-C reaches every process; the first one says what there is to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _tokenizer = load_tokenizer(tokenizer_path)
 

@@ -38,14 +38,14 @@ def _divided(name: str | None, size: int, mesh: Mesh, padded: bool) -> tuple[str
 
 
 def sharding(mesh: Mesh, names: tuple, shape: tuple[int, ...], *, padded: bool = False) -> NamedSharding:
-    """Of an array whose last dimensions are called `names`; those before are kept whole."""
+    """The sharding of an array whose last dimensions are called `names`; those before are kept whole."""
     names = (None,) * (len(shape) - len(names)) + tuple(names)
     dims = [_divided(name, size, mesh, padded and name in PADDED) for name, size in zip(names, shape, strict=True)]
     return NamedSharding(mesh, PartitionSpec(*dims))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of an array that every device holds whole."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -15,7 +15,7 @@ MARGIN = 0.9  # of the memory, for a step that is not compiled
 
 
 def refusal(plan: dict, config, make_stage: Callable, topology: Topology) -> UserError:
-    """Of a plan that does not fit: how much it needs, how much there is, and what would fit.
+    """The error for a plan that does not fit: how much it needs, how much there is, and what would fit.
 
     What would fit is taken from the analytic model, with the activations scaled by what the plan itself needs over what
     the model says of it: nothing more is compiled."""

@@ -122,7 +122,7 @@ def size(shape) -> int:
 
 
 def flops(program: Program, instruction) -> int:
-    """Of the matrix products of an instruction and of what it calls, twice the multiplications."""
+    """Operations (twice the multiplications) of the matrix products in an instruction and in what it calls."""
     inside = sum(flops(program, i) for called in instruction.called for i in program.computations[called])
     if instruction.opcode == "dot":
         left = program.instructions[instruction.operands[0]].shape.dimensions

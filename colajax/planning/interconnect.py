@@ -15,7 +15,7 @@ from colajax.planning.topology import TPU
 
 
 def seconds(collective: Collective, devices: Sequence, tpu: TPU) -> float:
-    """Of one execution; devices: of the mesh, in its flat order."""
+    """How long one execution takes; devices: those of the mesh, in its flat order."""
     if collective.axes == (NETWORK,):
         return collective.sent * tpu.devices_per_chip / tpu.network
     group = [devices[i] for i in collective.groups[0]]

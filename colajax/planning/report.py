@@ -6,7 +6,7 @@ GB = 1e9
 
 
 def text(config: str, plan: dict, target: dict) -> str:
-    """Of a configuration by its name, its `plan.make_plan` and `plan.target`."""
+    """The whole report; config: the name of the configuration, plan: of `plan.make_plan`, target: of `plan.target`."""
     parts = [_heading(config, plan), _memory(plan)]
     if "cycles" in plan:
         parts += [_compute(plan), _communication(plan)]

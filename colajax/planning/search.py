@@ -20,8 +20,8 @@ def search(config, make_stage: Callable, topology: Topology, report: Callable[[d
     """The plans of alternatives that fit, most tokens/s first; `report` is given each as soon as it is there.
 
     From the configuration on, one thing after the other is varied, the best kept: what is recomputed, the fsdp axis,
-    the tensor axis, in how many parts the batch is gone through (with less recomputed where more), and last the batch,
-    which makes it another run. What cannot fit by the analytic model is left out. Ctrl-C ends the search with what is
+    the tensor axis, how many parts a batch is divided into (with less recomputed where more), and last the batch, which
+    makes it another run. What cannot fit by the analytic model is left out. Ctrl-C ends the search with what is
     done. Raises UserError where nothing fits."""
     plans: list[tuple[ConfigDict, dict]] = []
     best = _resolved(config, topology.count)
@@ -47,7 +47,7 @@ def _speed(found: tuple[ConfigDict, dict]) -> float:
 
 
 def _resolved(config, count: int) -> ConfigDict:
-    """With the size of every axis of the mesh."""
+    """The configuration with the size of every axis of the mesh in place of -1."""
     return changed(config, mesh=dict(zip(AXES, mesh_shape(config.mesh, count), strict=True)))
 
 
@@ -90,7 +90,7 @@ def _batch(config) -> Iterator[ConfigDict]:
 
 
 def line(plan: dict) -> str:
-    """One alternative."""
+    """One alternative, as a line of the ranking."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     memory = f"{plan['memory']['peak'] / 1e9:.1f} GB"
     batch = f"batch {plan['batch_size']} in {plan['accumulation_steps']}"

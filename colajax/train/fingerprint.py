@@ -10,7 +10,7 @@ _ODD = 2654435761  # Knuth's multiplicative hash
 
 @jax.jit
 def _sums(tree):
-    """Of each array a sum, modulo 2**32, of its elements' bits, each times an odd number that its place decides."""
+    """For each array the sum, modulo 2**32, of its elements' bits, each times an odd number that its place decides."""
 
     def of(array):
         bits = jax.lax.bitcast_convert_type(array.astype(jnp.float32), jnp.uint32)

@@ -45,8 +45,8 @@ def batch_gradients(
     """Float32 gradients of the batch's loss by the trainable groups, {group: tree}, and the means of the terms.
     reduction: the dtype in which devices add up what each has of the kernels' gradients.
 
-    The batch is gone through in `parts` equal parts. Denominators are the whole batch's, so `parts` changes nothing
-    but memory."""
+    The batch is divided into `parts` equal parts, one computed after the other. Denominators are the whole batch's, so
+    `parts` changes nothing but memory."""
     counts = stage.counts(examples)
 
     def part_gradients(examples_of_part):
