@@ -187,7 +187,7 @@ def test_requests_of_a_save_and_of_a_start(server, capsys):
     for step in range(1, 13):
         checkpoints = Checkpoints(BUCKET / "counted", keep_every=1)
         with Requests(server) as saving:
-            checkpoints.save(state(step))
+            checkpoints.save(state(step), {})
             checkpoints.close()
         saves[step] = saving.count
         with Requests(server) as starting:
@@ -287,7 +287,7 @@ def test_ten_seconds_of_503_are_waited_out(server, corpus):
     try:
         reading = threading.Thread(target=lambda: opened.append(Records.open(corpus, "validation")[0]))
         reading.start()
-        checkpoints.save(state)
+        checkpoints.save(state, {})
         checkpoints.close()
         reading.join()
     finally:

@@ -132,6 +132,17 @@ def test_a_run_left_alone_has_reported_every_step_and_moved_every_group(runs):
     assert not any(path.startswith("['frozen']") for path in moved)
 
 
+def test_every_line_and_checkpoint_says_what_it_has_cost(stage_two):
+    config = tiny_config("joint", *stage_two.overrides)
+    ledger = functools.partial(JointStage(config, 0).ledger, config.batch_size)
+    lines = [json.loads(line) for line in stage_two.metrics("alone").splitlines()]
+    assert all({name: line[name] for name in ledger(1)} == ledger(line["step"]) for line in lines)
+    with ocp.CheckpointManager(stage_two.folder / "alone" / "checkpoints") as manager:
+        assert {step: dict(manager.metadata(step).custom_metadata) for step in manager.all_steps()} == {
+            step: ledger(step) for step in (8, LAST)
+        }
+
+
 def test_stage_two_begins_with_the_vae_of_stage_one_and_keeps_its_encoder(stage_one, stage_two):
     first, second = stage_one.checkpoint("alone", LAST), stage_two.checkpoint("alone", LAST)
     frozen = {path.removeprefix("['frozen']['reference']"): leaf for path, leaf in second.items() if "frozen" in path}

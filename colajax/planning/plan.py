@@ -23,6 +23,7 @@ from colajax.planning.interconnect import exposed_seconds, seconds
 from colajax.planning.memory import activation_bytes, state_bytes, whole_bytes
 from colajax.planning.schedule import Schedule
 from colajax.planning.topology import Topology
+from colajax.stages.base import steps_to
 from colajax.train.checkpoint import LATEST
 from colajax.train.metrics import peak_of
 from colajax.train.optimizer import optimizer_of
@@ -117,7 +118,7 @@ def _facts(config, stage, state: TrainState, topology: Topology) -> dict:
         "tokens": tokens,
         "useful_flops": stage.flops(config.batch_size, stage.trainable(0)),
         "peak_flops": peak and peak * topology.count,
-        "eflops_per_step": 6 * stage.compute_params() * tokens / 1e18,
+        "eflops_per_step": stage.eflops_per_step(config.batch_size),
         "checkpoint_bytes": whole_bytes(state),
     }
 
@@ -157,7 +158,7 @@ def target(plan: dict, config, *, steps: int | None = None, eflops: float | None
     """What it takes to get to `steps` updates, or to so many EFLOPs of the compute axis (6 N tokens); by default to
     config.total_steps."""
     if eflops is not None:
-        steps = math.ceil(eflops / plan["eflops_per_step"])
+        steps = steps_to(eflops, plan["eflops_per_step"])
     steps = config.total_steps if steps is None else steps
     kept = count_kept(steps, config.checkpoint_every, config.keep_every)
     found = {"steps": steps, "eflops": steps * plan["eflops_per_step"], "checkpoints": kept}

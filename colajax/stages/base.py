@@ -1,6 +1,8 @@
 """What a stage is to the training loop, and what every stage needs to read its batches."""
 
 import abc
+import collections
+import math
 from collections.abc import Mapping
 
 import jax
@@ -10,6 +12,7 @@ from colajax.errors import UserError
 from colajax.keys import Draw
 from colajax.models.config import VAEConfig
 from colajax.models.layers import Functional
+from colajax.stages.flops import Keys
 
 
 class Stage(abc.ABC):
@@ -22,6 +25,8 @@ class Stage(abc.ABC):
 
     vocab_size: int  # a tokenizer may have as many tokens
     pad_id: int
+    sequence_length: int  # tokens of a row
+    period: int = 1  # after so many steps `trainable` begins again
     init_from: str = ""  # workdir of another run that this one begins with
     init_step: int | None = None  # of its checkpoint; None: the latest
     init_groups: tuple[str, ...] = ()  # what it takes from there
@@ -74,16 +79,51 @@ class Stage(abc.ABC):
         return []
 
     @abc.abstractmethod
+    def step_flops(self, batch_size: int, trainable: tuple[str, ...], keys: Keys) -> dict[str, float]:
+        """Floating point operations of one update by part of the model: see `flops`."""
+
     def flops(self, batch_size: int, trainable: tuple[str, ...]) -> float:
-        """Useful floating point operations of one update."""
+        """Useful floating point operations of one update, of which MFU is made: over the keys that masks allow."""
+        return sum(self.step_flops(batch_size, trainable, Keys.ALLOWED).values())
 
     @abc.abstractmethod
     def compute_params(self) -> int:
         """N of the compute axis, EFLOPs = 6 N tokens / 1e18."""
 
+    def eflops_per_step(self, batch_size: int) -> float:
+        """Of the compute axis."""
+        return 6 * self.compute_params() * batch_size * self.sequence_length / 1e18
+
+    def flops_until(self, batch_size: int, step: int, keys: Keys) -> dict[str, float]:
+        """Of all updates up to `step`, by part of the model."""
+        whole, rest = divmod(step, self.period)
+        times = collections.Counter()
+        for place in range(min(step, self.period)):
+            times[self.trainable(place)] += whole + (place < rest)
+        total = collections.Counter()
+        for trainable, count in times.items():
+            for part, flops in self.step_flops(batch_size, trainable, keys).items():
+                total[part] += count * flops
+        return dict(total)
+
+    def ledger(self, batch_size: int, step: int) -> dict[str, float]:
+        """What a run has cost at `step`: tokens, EFLOPs of the compute axis, and exact ones, over all the keys that the
+        program computes. Tokens alike is not compute alike: a prior on two copies does more than the axis says."""
+        exact = sum(self.flops_until(batch_size, step, Keys.COMPUTED).values())
+        return {
+            "tokens": step * batch_size * self.sequence_length,
+            "eflops": self.eflops_per_step(batch_size) * step,
+            "exact_eflops": exact / 1e18,
+        }
+
     def mean(self, name: str, total, counts: dict):
         """The sum of a term as a mean; a count of zero leaves a sum of zero."""
         return total / jnp.maximum(counts[self.DENOMINATORS.get(name, "latents")], 1)
+
+
+def steps_to(eflops: float, eflops_per_step: float) -> int:
+    """The first step that reaches so many EFLOPs."""
+    return max(1, math.ceil(eflops / eflops_per_step * (1 - 1e-12)))  # a multiple, rounded up, is no step more
 
 
 def parameter_count(model: Functional) -> int:

@@ -19,7 +19,7 @@ from colajax.models.text_vae import normalise
 from colajax.objectives import elbo
 from colajax.objectives import flow_matching as fm
 from colajax.stages.base import latents_of, parameter_count
-from colajax.stages.flops import dit_flops, encoder_flops
+from colajax.stages.flops import Keys, encoder_flops, trained_dit_flops, trained_modulation_flops
 from colajax.stages.text_vae import TextVAEStage
 
 TIME_BINS = 10
@@ -73,6 +73,10 @@ class JointStage(TextVAEStage):
                 f"of another model; set compute_params=0 for its own count"
             )
         return nominal or count
+
+    @property
+    def period(self) -> int:
+        return self.objective.interval or 1
 
     @property
     def has_reference(self) -> bool:
@@ -217,13 +221,16 @@ class JointStage(TextVAEStage):
             return np.asarray(u)
         return np.asarray(fm.logit_normal(jax.scipy.special.ndtri(u), o.time_loc, o.time_scale))
 
-    def flops(self, batch_size: int, trainable: tuple[str, ...]) -> float:
-        vae, length = self.vae_config, self.sequence_length
-        total = 3 * dit_flops(self.dit_config, length // vae.patch_size)
-        total += self.vae_flops() if "vae" in trainable else encoder_flops(vae, length)
+    def step_flops(self, batch_size: int, trainable: tuple[str, ...], keys: Keys) -> dict[str, float]:
+        vae, dit, joint = self.vae_config, self.dit_config, "vae" in trainable
+        encoder = batch_size * encoder_flops(vae, self.sequence_length, keys)
+        parts = self.vae_flops(batch_size, keys) if joint else {"encoder": encoder}
         if self.has_reference:
-            total += encoder_flops(vae, length)
-        return total * batch_size
+            parts["reference encoder"] = encoder
+        latents = self.sequence_length // vae.patch_size
+        parts["prior"] = batch_size * trained_dit_flops(dit, latents, keys, latents_trained=joint)
+        parts["modulation"] = (batch_size + 1) * trained_modulation_flops(dit)
+        return parts
 
     def compute_params(self) -> int:
         return self.nominal_params

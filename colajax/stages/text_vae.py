@@ -15,7 +15,7 @@ from colajax.models.layers import REMAT_POLICIES, Functional
 from colajax.models.text_vae import Encoder, TextVAE, normalise
 from colajax.objectives import elbo
 from colajax.stages.base import Stage, check_lengths, latents_of
-from colajax.stages.flops import vae_flops
+from colajax.stages.flops import TRAINED, Keys, decoder_flops, encoder_flops, unembedding_flops
 
 
 class TextVAEStage(Stage):
@@ -61,10 +61,17 @@ class TextVAEStage(Stage):
             logvar = elbo.fixed_logvar(mean, self.objective.fixed_log_snr)
         return mean, logvar
 
-    def vae_flops(self) -> float:
-        """One update's useful operations for a row, masked views included."""
-        views = 1 + (1 / self.objective.mask_every if self.objective.mask_every else 0)
-        return 3 * views * vae_flops(self.vae_config, self.sequence_length)
+    def vae_flops(self, batch_size: int, keys: Keys) -> dict[str, float]:
+        """One update of encoder and decoder, by part."""
+        config, length, every = self.vae_config, self.sequence_length, self.objective.mask_every
+        parts = {
+            "encoder": encoder_flops(config, length, keys),
+            "decoder": decoder_flops(config, length, keys),
+            "unembedding": unembedding_flops(config.dim, config.vocab_size, length),
+        }
+        if every:
+            parts["masked views"] = sum(parts.values()) / every
+        return {part: TRAINED * batch_size * flops for part, flops in parts.items()}
 
     def vae_terms(self, params: dict, examples: dict) -> tuple[dict, tuple]:
         """The sums of the VAE's terms, and (mean, logvar, z) of the clean rows, z as the prior sees it."""

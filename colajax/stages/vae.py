@@ -3,6 +3,7 @@
 import jax
 
 from colajax.stages.base import parameter_count
+from colajax.stages.flops import Keys
 from colajax.stages.text_vae import TextVAEStage
 
 
@@ -27,8 +28,8 @@ class VAEStage(TextVAEStage):
     def terms(self, params, frozen, examples, trainable, diagnostics=False) -> dict:
         return self.vae_terms(params["vae"], examples)[0]
 
-    def flops(self, batch_size: int, trainable: tuple[str, ...]) -> float:
-        return self.vae_flops() * batch_size
+    def step_flops(self, batch_size: int, trainable: tuple[str, ...], keys: Keys) -> dict[str, float]:
+        return self.vae_flops(batch_size, keys)
 
     def compute_params(self) -> int:
         return parameter_count(self.vae)

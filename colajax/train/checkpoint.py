@@ -53,14 +53,16 @@ class Checkpoints:
             ),
         )
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, facts: dict) -> None:
         """Starts saving in the background; the state's arrays are copied before this returns. A step that is there
-        already is left as it is."""
+        already is left as it is. facts: JSON values that the checkpoint is to say of itself (Orbax's
+        custom_metadata)."""
         step = int(state.step)
         if step not in self._manager.all_steps():
             tree = _as_tree(state)
             by_layer = jax.tree_util.tree_map_with_path(_layer_by_layer, tree)
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree, save_args=by_layer)))
+            arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(tree, save_args=by_layer))
+            self._manager.save(step, args=arguments, custom_metadata=facts)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, whatever mesh it was saved on, laid out as `like` (see `state.abstract_state`)."""

@@ -60,7 +60,7 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
                     found(evaluate(state, eval_batches))
             if saving:
                 with reporter.saving(done):
-                    run.checkpoints.save(state)
+                    run.checkpoints.save(state, stage.ledger(config.batch_size, done))
             if stopping and not last:
                 say(f"{run.workdir}: stopped at step {done}, saved; the same command goes on from there")
                 break

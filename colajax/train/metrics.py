@@ -133,12 +133,14 @@ class Speed:
 
 
 def progress_line(step: int, total_steps: int, scalars: dict[str, float], speed: dict[str, float]) -> str:
-    """One line a person reads: step, loss, what the stage shows, tokens/s, MFU, EFLOPs, time to go."""
+    """One line a person reads: step, loss, what the stage shows, tokens/s, MFU, EFLOPs (of the compute axis; exact),
+    time to go."""
     names = ("loss", "loss_dit", "accuracy", "log_snr", "skill")
     shown = [f"{name} {scalars[name]:.3f}" for name in names if name in scalars]
     minutes, seconds = divmod(int(speed["eta_seconds"]), 60)
     hours, minutes = divmod(minutes, 60)
     return (
         f"step {step}/{total_steps}  {'  '.join(shown)}  {speed['tokens_per_second']:,.0f} tokens/s  "
-        f"MFU {speed['mfu']:.1%}  {scalars['eflops']:.4g} EFLOPs  ETA {hours:d}:{minutes:02d}:{seconds:02d}"
+        f"MFU {speed['mfu']:.1%}  {scalars['eflops']:.4g} EFLOPs "
+        f"(exact {scalars['exact_eflops']:.4g})  ETA {hours:d}:{minutes:02d}:{seconds:02d}"
     )

@@ -21,7 +21,6 @@ class Reporter:
     def __init__(self, run: Run, config):
         self._run, self._stage, self._total, self._batch_size = run, run.stage, config.total_steps, config.batch_size
         self._tokens = config.batch_size * config.sequence_length
-        self._eflops = 6 * run.stage.compute_params() * self._tokens / 1e18  # of a step
         self._speed = Speed(run.start, config.total_steps)
         self._writer = self._timeline = None
         if is_first():
@@ -46,7 +45,7 @@ class Reporter:
 
     def train(self, step: int, means: dict) -> None:
         """The means of the update that led to `step`. Raises UserError on a loss that is not a number."""
-        scalars = self._stage.summarise(jax.device_get(means)) | {"eflops": self._eflops * step}
+        scalars = self._stage.summarise(jax.device_get(means)) | self._stage.ledger(self._batch_size, step)
         self._check_finite(step, scalars)
         rates = self._speed.measure(step, self._tokens)
         if self._writer:
@@ -65,7 +64,7 @@ class Reporter:
         seconds = time.perf_counter() - began
         self._speed.pause(seconds)
         if self._writer:
-            self._writer.write(step, "eval", scalars)
+            self._writer.write(step, "eval", scalars | self._stage.ledger(self._batch_size, step))
             self._note("evaluation", step, {"seconds": seconds})
             print(f"eval at {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()), flush=True)
             for warning in self._stage.warnings(scalars):
