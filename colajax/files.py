@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all, on local disk or in a bucket."""
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -145,7 +146,7 @@ def _remove(path: epath.Path) -> None:
 def _clear_abandoned(path: epath.Path) -> None:
     """Removes what processes of this machine left beside `path` that are no more."""
     mine = f"{path.name}.tmp-{socket.gethostname()}-"
-    for found in path.parent.glob(f"{path.name}.tmp-*"):
+    for found in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
         number = found.name.removeprefix(mine)
         if not (found.name.startswith(mine) and number.isdigit()):
             continue

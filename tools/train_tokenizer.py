@@ -6,7 +6,6 @@ Reads what prepare_data.py reads, all text in memory. Prints the number of piece
 the text supports no more. A megabyte takes about a second.
 """
 
-
 from colajax.command_line import Parser, begin
 
 if __name__ == "__main__":
