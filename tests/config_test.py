@@ -111,6 +111,23 @@ def test_a_missing_file_and_an_unknown_variant():
     assert "cola_vae.py:quickstart" in message
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("def get_config(:\n", "SyntaxError: invalid syntax (own.py, line 1)"),
+        ("import nowhere\n", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "VARIANTS = ('',)\ndef get_config(variant):\n    return typo\n",
+            "line 3: NameError: name 'typo' is not defined",
+        ),
+        ("VARIANTS = ('',)\n", "no configuration file; expected VARIANTS and get_config(variant) in it"),
+    ],
+)
+def test_a_mistake_in_a_configuration_file(program, said, tmp_path):
+    (tmp_path / "own.py").write_text(program)
+    assert error_of(load_config, str(tmp_path / "own.py"), []) == f"{tmp_path}/own.py: {said}"
+
+
 # ---- configurations that do not fit ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("stage", "overrides", "parts"),

@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 
+import corpora
 import pytest
 import shape_names
 import slurm_cluster
@@ -50,6 +51,21 @@ def records(tmp_path_factory):
     out = folder / "records"
     prepare([folder / "stories.jsonl"], tokenizer.path, out, tiny_runs.SEQUENCE_LENGTH, validation_fraction=0.2)
     return out
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder of texts, as users have them; only read it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    corpora.write_corpus(folder / "a.jsonl", corpora.DOCUMENTS)
+    (folder / "b.txt").write_text(corpora.LONG)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A tokenizer trained on them."""
+    return train_sentencepiece(corpora.DOCUMENTS, tmp_path_factory.mktemp("tokenizer") / "t.model", 350)
 
 
 @pytest.fixture(scope="session")

@@ -12,25 +12,11 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from corpora import DOCUMENTS, LONG, write_corpus
+from corpora import DOCUMENTS
 
 from colajax.data.prepare import prepare
-from colajax.data.tokenizer import train_sentencepiece
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder / "a.jsonl", DOCUMENTS)
-    (folder / "b.txt").write_text(LONG)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return train_sentencepiece(DOCUMENTS, tmp_path_factory.mktemp("tokenizer") / "t.model", 350)
 
 
 def _tool(name, *arguments):

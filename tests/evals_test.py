@@ -32,6 +32,9 @@ class Rows:
     def __getitem__(self, index):
         return self.rows[index]
 
+    def read(self, indices):
+        return np.stack([self.rows[index] for index in indices])
+
 
 def slow_counts(rows):
     """(how often each token comes, how often each follows each), padding left out."""

@@ -20,23 +20,10 @@ from colajax.data import workers as workers_module
 from colajax.data.packing import SECTION_BYTES, sections
 from colajax.data.prepare import prepare
 from colajax.data.records import Records, digest, read_metadata
-from colajax.data.tokenizer import load_tokenizer, train_sentencepiece
+from colajax.data.tokenizer import load_tokenizer
 from colajax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder / "a.jsonl", DOCUMENTS)
-    (folder / "b.txt").write_text(LONG)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return train_sentencepiece(DOCUMENTS, tmp_path_factory.mktemp("tokenizer") / "t.model", 350)
 
 
 def _contents(folder):

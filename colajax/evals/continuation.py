@@ -54,7 +54,7 @@ class Counts(NamedTuple):
 def count_tokens(records: Records, vocab_size: int) -> Counts:
     """Counts over the first COUNTED_ROWS rows of the training split; pairs with padding do not count."""
     pad_id = records.metadata["tokenizer"]["pad_id"]
-    rows = np.stack([records[i] for i in range(min(len(records), COUNTED_ROWS))]).astype(np.int64)
+    rows = records.read(range(min(len(records), COUNTED_ROWS))).astype(np.int64)
     text = rows[rows != pad_id]
     unigram = int(np.bincount(text, minlength=vocab_size).argmax())
     first, second = rows[:, :-1].ravel(), rows[:, 1:].ravel()

@@ -20,9 +20,9 @@ from transformers import AutoModel, AutoTokenizer
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 prompts = ["Once upon a time", "The weather today"]
-answers = model.generate(tokenizer(prompts, add_special_tokens=False)["input_ids"], max_new_tokens=32)
-for prompt, answer in zip(prompts, answers):
-    print(prompt + tokenizer.decode(answer))
+inputs = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+for given, answer in zip(inputs, model.generate(inputs, max_new_tokens=32)):
+    print(tokenizer.decode(given + answer))
 ```
 
 `generate(input_ids, attention_mask=None, *, noise=None, **settings)` returns the new token ids of each prompt: exactly

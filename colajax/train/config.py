@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import ml_collections
@@ -69,14 +70,25 @@ def _of_file(path: Path, spec: str, variant: str) -> ml_collections.ConfigDict:
     sys.path.insert(0, str(path.parent))  # a configuration may build on the one beside it
     try:
         module_spec.loader.exec_module(module)
+        if not hasattr(module, "VARIANTS") or not hasattr(module, "get_config"):
+            raise UserError(f"{path}: no configuration file; expected VARIANTS and get_config(variant) in it")
+        if variant not in module.VARIANTS:
+            known = ", ".join(f"{path}:{name}" for name in module.VARIANTS if name)
+            raise UserError(f"{spec}: no variant {variant!r}; expected {path} or one of {known}")
+        return module.get_config(variant)
+    except UserError:
+        raise
+    except Exception as error:  # of a program that is the user's
+        raise UserError(f"{path}: {_said(error, path)}") from error
     finally:
         sys.path.remove(str(path.parent))
-    if not hasattr(module, "VARIANTS") or not hasattr(module, "get_config"):
-        raise UserError(f"{path}: no configuration file; expected VARIANTS and get_config(variant) in it")
-    if variant not in module.VARIANTS:
-        known = ", ".join(f"{path}:{name}" for name in module.VARIANTS if name)
-        raise UserError(f"{spec}: no variant {variant!r}; expected {path} or one of {known}")
-    return module.get_config(variant)
+
+
+def _said(error: Exception, path: Path) -> str:
+    """An exception in a configuration file as one line, with the line of the file where there is one."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
+    return f"line {lines[-1]}: {text}" if lines else text  # a SyntaxError says it itself
 
 
 def _override(config: ml_collections.ConfigDict, override: str) -> None:

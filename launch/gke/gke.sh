@@ -4,7 +4,7 @@
 #   bash launch/gke/gke.sh SUBCOMMAND [--dry-run] [FILE] [KEY=VALUE ...] [--config.KEY=VALUE ...]
 #
 #   cluster   creates a cluster with the slices, JobSet and Kueue, by xpk
-#   image     builds the image of this repository and pushes it
+#   image     builds the image of this repository, as of its last commit, and pushes it
 #   manifest  prints the JobSet
 #   up        asks tools/plan.py whether the training step fits, and applies the JobSet
 #   status    the JobSet and its pods
@@ -110,7 +110,9 @@ delete() {
 
 image() {
     need image
+    execute git archive --output=colajax.tar.gz HEAD
     execute docker build --file=launch/gke/Dockerfile --tag="${setting[image]}" .
+    execute rm colajax.tar.gz
     execute docker push "${setting[image]}"
 }
 
