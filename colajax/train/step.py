@@ -14,12 +14,12 @@ from colajax.train.optimizer import Optimizer
 from colajax.train.state import TrainState
 
 
-def loss_and_means(stage, params: dict, frozen: dict, examples: dict, counts: dict, trainable, diagnostics=False):
+def loss_and_means(stage, params: dict, frozen: dict, examples: dict, counts: dict, trainable: tuple[str, ...]):
     """The share of these examples in the batch's loss, and every term over its count; both add up over parts.
 
     The means hold the loss as "loss" where all groups are trained; a step that trains some leaves out terms that these
     do not change, and its loss has a name of its own, such as "loss_dit"."""
-    terms = stage.terms(params, frozen, examples, trainable, diagnostics)
+    terms = stage.terms(params, frozen, examples, trainable, diagnostics=False)
     means = {name: stage.mean(name, total, counts) for name, total in terms.items()}
     loss = sum(weight * means[name] for name, weight in stage.weights.items() if name in means and weight)
     return loss, means | {loss_name(stage, trainable): loss}
