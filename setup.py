@@ -12,7 +12,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["colajax", "colajax.*"]),
-    package_data={"colajax": ["commit.txt"]},
+    package_data={"colajax": ["commit.txt"], "colajax.evals.tasks": ["prompts.json"]},
     install_requires=[
         "array_record>=0.8.6",
         "etils[epath]>=1.13",

@@ -22,6 +22,7 @@ COMMON = {
     "make_corpus": ["--kind", "stories", "--out", "@/out.jsonl", "--count", "3"],
     "plan": ["--config", tiny_runs.spec("vae"), "--topology", "cpu:2"],
     **{name: arguments for name, arguments in COMMANDS.items() if " " not in name},
+    **{name: COMMANDS[name] for name in ("evaluate tasks", "evaluate rescore")},
 }
 
 
@@ -55,7 +56,7 @@ def renewed(base, things) -> None:
 
 @pytest.mark.parametrize("command", COMMON)
 def test_an_option_with_a_value_that_nobody_means(command, base, things):
-    options = sorted({*re.findall(r"--[a-z_]+", run(command, ["--help"]).output)} - {"--help", "--config."})
+    options = sorted({*re.findall(r"--[a-z_]+", run(command.split()[0], ["--help"]).output)} - {"--help", "--config."})
     assert len(options) > 1
     before = tree(base.parent)
     for option in options:
@@ -64,7 +65,7 @@ def test_an_option_with_a_value_that_nobody_means(command, base, things):
             if taken == 2:
                 break  # a text, of which one is as good as another
             arguments = [*without(option, COMMON[command]), f"{option}={value}"]
-            status, _, errors = run(command, [argument.replace("@", str(base)) for argument in arguments])
+            status, _, errors = run(command.split()[0], [argument.replace("@", str(base)) for argument in arguments])
             assert status in (0, 2), (option, value)
             if status:
                 assert_refused(errors)
@@ -90,7 +91,7 @@ def test_a_key_of_a_configuration_with_a_value_that_nobody_means(value, tmp_path
 @pytest.mark.parametrize("command", COMMON)
 @pytest.mark.parametrize("argument", ["--unknown", "--unknown=1", "unknown", "-x", "--", "", "--work", "--config.x"])
 def test_an_argument_that_is_not_known(command, argument, tmp_path):
-    status, _, errors = run(command, [argument])
+    status, _, errors = run(command.split()[0], [argument])
     assert status == 2
     assert_refused(errors)
 

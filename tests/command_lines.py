@@ -23,6 +23,8 @@ from colajax.data.prepare import prepare
 from colajax.data.tokenizer import load_tokenizer
 from colajax.errors import run_main
 from colajax.evals import export_parity
+from colajax.evals.tasks.outputs import Output
+from colajax.evals.tasks.prompts import OURS
 from colajax.hf.export import export
 from colajax.hf.import_run import make_run, write_group
 from colajax.sampling.cola import Sampler
@@ -57,6 +59,7 @@ def make_things(base: Path, records: Path) -> Path:
     (base / "text" / "a.jsonl.gz").write_bytes(gzip.compress(lines))
     (base / "text" / "a.jsonl.zst").write_bytes(pyarrow.compress(lines, "zstd", asbytes=True))
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), base / "text" / "a.parquet")
+    _add_tasks(base)
     (base / "tokenizers").mkdir()
     for name in ("tokenizer.model", "tokenizer.json"):
         shutil.copy(base / "hf" / name, base / "tokenizers")
@@ -86,10 +89,30 @@ def _add_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def _add_tasks(base: Path) -> None:
+    """Records of three tasks, prompts, and outputs."""
+    record = {"id": "1", "question": "Who?", "choices": ["Anna", "Ben", "Tom", "Lucy"], "answer": "B"}
+    output = Output("1", "Who?", " Ben", "Ben", record["choices"])
+    for folder in ("tasks", "outputs"):
+        (base / folder).mkdir()
+    (base / "tasks" / "mmlu.jsonl").write_text(json.dumps(record) + "\n")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["Anna saw Ben"]}), base / "tasks" / "lambada.parquet")
+    sentences = {**{f"InputSentence{i}": "Anna ran." for i in range(1, 5)}, "RandomFifthSentenceQuiz1": "So.",
+                 "RandomFifthSentenceQuiz2": "No.", "AnswerRightEnding": "2"}  # fmt: skip
+    lines = (",".join(sentences), ",".join(sentences.values()))
+    (base / "tasks" / "story_cloze.csv").write_text("\n".join(lines) + "\n")
+    (base / "tasks" / "prompts.json").write_bytes(OURS.read_bytes())
+    (base / "outputs" / "mmlu.jsonl").write_text(output.line())
+
+
 _STAGE_2 = ["--config", tiny_runs.spec("joint"), *[f"--config.{o}" for o in tiny_runs.overrides("joint")]]
 COMMANDS = {
     "generate": ["--workdir", "@/joint", "--prompt", "Anna"],
     "evaluate": ["--workdir", "@/joint", "--records", "@/records", "--prefixes", "2"],
+    "evaluate tasks": ["--workdir", "@/joint", "--tasks", "lambada,mmlu,story_cloze", "--data", "@/tasks", "--prompts",
+                       "@/tasks/prompts.json", "--out", "@/out"],
+    "evaluate hf": ["--hf", "@/hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
+    "evaluate rescore": ["--rescore", "@/outputs"],
     "export_hf": ["--workdir", "@/joint", "--out", "@/out", "--skip_verify"],
     "verify_export": ["--workdir", "@/joint", "--hf", "@/hf"],
     "import_hf": ["--hf", "@/hf", "--workdir", "@/out", *_STAGE_2],
@@ -123,7 +146,8 @@ def run(command: str, arguments: list[str]) -> Ended:
         patch.setattr(sys, "argv", [command, *arguments])
         patch.setattr(Sampler, "generate", _reach)
         patch.setattr(reporter, "Speed", _reach)
-        patch.setattr(training, "join", lambda: None)
+        for starts_processes in (training, module):
+            patch.setattr(starts_processes, "join", lambda: None, raising=False)
         patch.setattr(export_parity, "_compare_vae", _reach)
         if command == "plan":
             patch.setattr(module, "make_plan", _reach)

@@ -1,9 +1,13 @@
-"""Evaluates a stage 2 run by what it writes after held-out prefixes, beside the run's own last evaluation.
+"""Evaluates a model by what it writes: the eight tasks of the paper, or continuations of held-out text.
 
-python tools/evaluate.py --workdir RUN --records DIR [--step N] [--prefixes 500] [--guidance 1.0]
-
-Prints a table and three continuations, and writes both to RUN/evaluation.json (with --step, RUN/evaluation_N.json). On
-the project's story corpus the continuations are also checked by the grammar that wrote it.
+python tools/evaluate.py --workdir RUN --tasks all --data DIR [--out DIR] [--prompts FILE] [--limit N]
+  Accuracies with bootstrap intervals; of --tasks some, as in mmlu,squad. OUT (RUN/tasks/STEP) has tasks.json, tasks.csv
+  and generations/. At any time it may be killed: the same command goes on. --hf EXPORT in place of --workdir.
+python tools/evaluate.py --rescore DIR [--tasks all] [--out DIR]
+  Scores outputs that are there, DIR/TASK.jsonl.
+python tools/evaluate.py --workdir RUN --records RECORDS [--prefixes 500]
+  Of a stage 2 run: a table and three continuations of held-out prefixes, beside the run's last evaluation, and both in
+  RUN/evaluation.json (with --step, RUN/evaluation_N.json). Stories are also checked by the grammar that wrote them.
 """
 
 import json
@@ -15,99 +19,123 @@ if __name__ == "__main__":
 
 from etils import epath
 
-from colajax.data.records import Records, check_tokenizer
 from colajax.errors import UserError, run_main
-from colajax.evals import continuation as cont
+from colajax.evals.held_out import evaluate_held_out
+from colajax.evals.model import model_of_export, model_of_run
+from colajax.evals.tasks import report
+from colajax.evals.tasks.data import read_data
+from colajax.evals.tasks.outputs import output_files, score_files
+from colajax.evals.tasks.prompts import read_prompts
+from colajax.evals.tasks.run import NEW_TOKENS, run_tasks
+from colajax.evals.tasks.table import tasks_named
 from colajax.files import check_writable, write_whole
+from colajax.parallel.processes import is_first, join
 from colajax.sampling.load import load_run
 from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, settings_of
-from colajax.stories.checker import check_story
 from colajax.train.kept import run_config
-from colajax.train.metrics import read_lines
 
-# Rows of the table: what the run's last evaluation calls it, and what a reader should.
-FROM_TRAINING = (
-    ("accuracy", "held-out reconstruction from sampled latents"),
-    ("log_snr", "logSNR of the latents"),
-    ("mean_variance", "variance of the mean across tokens (collapsed: 0)"),
-    ("skill", "skill of the prior"),
-    ("gaussian_skill", "  of a Gaussian without context"),
-    ("context_gain", "context gain"),
-    ("kl_reference", "KL to the stage 1 encoder, nats a latent"),
-)
-
-
-def last_report(workdir: str, step: int) -> dict:
-    """The figures of the last evaluation up to `step` in the run's metrics; none where there was none (an import)."""
-    path = epath.Path(workdir) / "metrics.jsonl"
-    return next((x for x in reversed(read_lines(path)) if x.get("kind") == "eval" and x["step"] <= step), {})
+# What each of the three evaluations has to be given, and what of the others it does without.
+MODES = {
+    "rescore": {"rescore", "tasks", "out", "decisions"},
+    "tasks": {"workdir", "hf", "step", "tasks", "data", "out", "prompts", "limit", "batch_size", "decisions"},
+    "records": {"workdir", "step", "records", "prefixes"},
+}
+SETTINGS = ("guidance", "steps", *OTHER_NAMES)
 
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="of a stage 2 run")
-    parser.add_argument("--records", required=True, help="folder whose validation rows give the prefixes")
-    parser.add_argument("--prefixes", type=int, default=500)
+    parser.add_argument("--workdir", help="of a run")
+    parser.add_argument("--hf", help="an export or a released checkpoint, in place of a run")
     parser.add_argument("--step", type=int, help="of the checkpoint; the latest by default")
-    parser.add_argument("--guidance", type=float, help="default 1")
+    parser.add_argument("--tasks", help="all, or names with commas between them")
+    parser.add_argument("--data", help="folder of the tasks' files: TASK.jsonl, .parquet or .csv, or folders TASK")
+    parser.add_argument("--out", help="folder of outputs and scores; default RUN/tasks/STEP")
+    parser.add_argument("--prompts", help="other prompts than those that ship (tools/README.md)")
+    parser.add_argument("--limit", type=int, help="the first so many records of each task")
+    parser.add_argument("--batch_size", type=int, help="prompts that go through the model together; default 128")
+    parser.add_argument("--decisions", action="store_true", help="OUT/decisions/TASK.jsonl: how each output was read")
+    parser.add_argument("--rescore", help="folder of outputs that are there")
+    parser.add_argument("--records", help="folder whose validation rows give prefixes to continue")
+    parser.add_argument("--prefixes", type=int, help="default 500")
+    parser.add_argument("--guidance", type=float, help="of tasks by default 7, of prefixes 1")
     parser.add_argument("--guidance_scale", type=float, help="another name of --guidance")
     parser.add_argument("--steps", type=int, help=f"Euler steps a block; default {SamplingSettings.steps}")
     for name in ("timestep_num", "diffusion_steps"):
         parser.add_argument(f"--{name}", type=int, help="another name of --steps")
     args = parser.parse_args()
-    if not 1 <= args.prefixes < 2**31:
-        raise UserError(f"--prefixes {args.prefixes}: expected at least 1, less than 2**31")
+    given = {name for name, value in vars(args).items() if value is not None and value is not False}
+    mode = next((mode for mode in MODES if mode in given), None)
+    if mode is None:
+        parser.error("expected --tasks, --records or --rescore")
+    allowed = MODES[mode] | (set() if mode == "rescore" else set(SETTINGS))
+    if unfit := sorted(given - allowed):
+        parser.error(f"--{unfit[0]} has no meaning beside --{mode}")
+    for name, least in (("prefixes", 1), ("limit", 1), ("batch_size", 1)):
+        if name in given and not least <= getattr(args, name) < 2**31:
+            raise UserError(f"--{name} {getattr(args, name)}: expected at least {least}, less than 2**31")
+    {"rescore": _rescore, "tasks": _tasks, "records": _held_out}[mode](args)
 
-    given = {key: getattr(args, key) for key in ("guidance", "steps", *OTHER_NAMES)}
-    if args.guidance is None and args.guidance_scale is None:
-        given["guidance"] = 1.0
-    settings = settings_of(given | {"temperature": 0.0})
+
+def _settings(args, **defaults) -> SamplingSettings:
+    """Greedy, with what is given."""
+    given = {name: getattr(args, name) for name in SETTINGS}
+    for name, default in defaults.items():
+        if all(given[other] is None for other in (name, *(o for o, of in OTHER_NAMES.items() if of == name))):
+            given[name] = default
+    return settings_of(given | {"temperature": 0.0, "max_new_tokens": NEW_TOKENS})
+
+
+def _tasks(args) -> None:
+    if (args.workdir is None) == (args.hf is None) or args.data is None or (args.out is None and args.hf is not None):
+        raise UserError("--tasks: expected --data, and either --workdir or both of --hf and --out")
+    join()
+    tasks, settings = tasks_named(args.tasks), _settings(args)
+    templates, data = read_prompts(tasks, args.prompts), read_data(tasks, args.data, args.limit)
+    if args.workdir is not None:
+        run_config(args.workdir)  # of a run that is not there nothing can be written
+    check_writable(epath.Path(args.workdir) / "tasks" if args.out is None else args.out)
+    model = model_of_export(args.hf) if args.workdir is None else model_of_run(args.workdir, args.step)
+    out = epath.Path(args.workdir) / "tasks" / str(model.step) if args.out is None else epath.Path(args.out)
+    batch_size = 128 if args.batch_size is None else args.batch_size
+    found = run_tasks(model, data, templates, out, settings, batch_size=batch_size, keep_decisions=args.decisions)
+    if is_first():
+        print(f"{report.table(found)}\n{out}")
+
+
+def _rescore(args) -> None:
+    if args.decisions and args.out is None:
+        raise UserError("--decisions: expected an --out to write them to")
+    out = None if args.out is None else epath.Path(args.out)
+    files = output_files(args.rescore, tasks_named(args.tasks or "all"), every=args.tasks not in (None, "all"))
+    if out is not None:
+        check_writable(out)
+    found = report.scores(score_files(files, out / "decisions" if args.decisions else None))
+    if out is not None:
+        report.write_report(out, found, {"settings": {"rescored": args.rescore}, "step": None, "family": None})
+    print(report.table(found))
+
+
+def _held_out(args) -> None:
+    if args.workdir is None:
+        raise UserError("--records: expected --workdir, of a stage 2 run")
+    settings = _settings(args, guidance=1.0)
     run_config(args.workdir)  # of a run that is not there nothing can be written
     out = epath.Path(args.workdir) / f"evaluation{'' if args.step is None else f'_{args.step}'}.json"
     check_writable(out)
-
     run = load_run(args.workdir, args.step)
-    held_out, training = Records.open(args.records, "validation"), Records.open(args.records, "train")
-    check_tokenizer(held_out.metadata, run.tokenizer)
-    report = last_report(args.workdir, run.step)
-    rows = [(label, report[name]) for name, label in FROM_TRAINING if report.get(name) is not None]
-
-    block = run.sampler.block_tokens
-    prefixes = cont.held_out_prefixes(held_out, args.prefixes, shortest=2 * block, rest=block)
-    if not prefixes:
-        raise UserError(f"{args.records}: no held-out document of {3 * block} tokens or more to take a prefix from")
-    length = run.config["sequence_length"]
-    answers = cont.continue_prefixes(run.sampler, prefixes, settings, length=length)
-    counts = cont.count_tokens(training, run.sampler.vae_config.vocab_size)
-    predictions = {
-        f"first token after {len(prefixes)} held-out prefixes": [answer[0] if answer else -1 for answer in answers],
-        "  by a bigram of the training tokens": [int(counts.bigram[prefix.tokens[-1]]) for prefix in prefixes],
-        "  by the most frequent training token": [counts.unigram] * len(prefixes),
-    }
-    rows += [(label, cont.first_token_accuracy(prefixes, tokens)) for label, tokens in predictions.items()]
-    if check_story(run.tokenizer.decode(prefixes[0].tokens + prefixes[0].rest)).accepted:
-        score = cont.score_stories(prefixes, answers, run.tokenizer)
-        rows += [
-            ("generated stories that the grammar accepts", score.accepted),
-            ("  that keep the prefix's names and things", score.keeps_prefix),
-            ("  both", score.both),
-        ]
-    decode = run.tokenizer.decode
-    samples = [(decode(p.tokens), decode(a)) for p, a in list(zip(prefixes, answers, strict=True))[:3]]
-
-    width = max(len(label) for label, _ in rows)
+    count = 500 if args.prefixes is None else args.prefixes
+    found = evaluate_held_out(run, args.workdir, args.records, count, settings)
     print(f"{args.workdir}, step {run.step}, guidance {settings.guidance:g}, greedy")
-    if report.get("step", run.step) != run.step:
-        print(f"(the figures of the latents and the prior are of step {report['step']})")
-    print("\n".join(f"{label:<{width}}  {value:.4g}" for label, value in rows))
-    for prompt, text in samples:
-        print(f"\n{prompt} |{text}")
+    if found.report_step != run.step:
+        print(f"(the figures of the latents and the prior are of step {found.report_step})")
+    print(found)
     result = {
         "step": run.step,
         "guidance": settings.guidance,
         "steps": settings.steps,
-        "figures": {k.strip(): v for k, v in rows},
-        "samples": samples,
+        "figures": {label.strip(): value for label, value in found.rows},
+        "samples": found.samples,
     }
     write_whole(out, json.dumps(result, indent=1) + "\n")
 

@@ -53,7 +53,7 @@ def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
         config.compute_params = 0  # the configuration's is that of the released model
     if not config.vae.use_variation:
         _without_variance(config.objective, hf)
-    tokenizer = _tokenizer(epath.Path(hf))
+    tokenizer = export_tokenizer(hf)
 
     def write(partial: epath.Path) -> None:
         for group, model in opened.items():
@@ -110,9 +110,9 @@ def _without_variance(objective: ConfigDict, hf) -> None:
         objective.beta = 0.0
 
 
-def _tokenizer(hf: epath.Path) -> Tokenizer:
+def export_tokenizer(hf) -> Tokenizer:
     """An export's own .model is what its records were made with; the .json is a conversion of it."""
     for name in ("tokenizer.model", "tokenizer.json"):
-        if (hf / name).exists():
-            return load_tokenizer(hf / name)
+        if (path := epath.Path(hf) / name).exists():
+            return load_tokenizer(path)
     raise UserError(f"{hf}: no tokenizer.json there; expected one beside {layout.VAE.folder}/")

@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from colajax.errors import UserError, refusal_of
+from colajax.parallel.processes import is_first
 
 MESSAGE_BYTES = 4096
 T = TypeVar("T")
@@ -57,3 +58,10 @@ def check_agreement(facts: Mapping[str, object]) -> None:
                     f"{name} is {found.get(name)!r} in process {process} and {of_process[0].get(name)!r} in process 0: "
                     f"all processes of a run need the same program, configuration and view of its folders"
                 )
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """function() as the first process finds it, in every process; a UserError of it is raised in all. The result is a
+    small value that JSON can hold."""
+    result = share_errors(lambda: function() if is_first() else None)
+    return json.loads(_gather(json.dumps(result))[0])

@@ -1,0 +1,181 @@
+"""Evaluation on the tasks: killed anywhere it comes to the same files, and no sample goes through the model twice."""
+
+import json
+import math
+
+import jax
+import pytest
+from etils import epath
+
+from colajax.errors import UserError
+from colajax.evals.model import Model
+from colajax.evals.tasks import run as tasks_run
+from colajax.evals.tasks.data import read_data
+from colajax.evals.tasks.prompts import read_prompts
+from colajax.evals.tasks.table import tasks_named
+from colajax.sampling.settings import SamplingSettings
+
+SETTINGS = SamplingSettings(temperature=0.0)
+TASKS = tasks_named("mmlu,squad")
+COUNT = 23
+
+
+class Letters:
+    """A tokenizer of characters."""
+
+    digest = "letters"
+
+    def encode(self, text):
+        return [ord(c) for c in text]
+
+    def decode_continuation(self, ids):
+        return "".join(map(chr, ids))
+
+
+class Killed(Exception):
+    pass
+
+
+class Echo:
+    """Stands for a sampler: answers with the line behind "say" in the question; dies in the batch `dies_in`."""
+
+    params = {"a": jax.numpy.ones(3)}
+
+    def __init__(self, dies_in=math.inf):
+        self.batches, self.asked, self._dies_in = [], [], dies_in
+
+    def generate(self, prompts, settings, *, sample_indices=None):
+        if len(self.batches) == self._dies_in:
+            raise Killed
+        self.batches.append([len(prompt) for prompt in prompts])
+        self.asked += zip([Letters().decode_continuation(p) for p in prompts], sample_indices, strict=True)
+        said = [Letters().decode_continuation(p).rpartition("say ")[2].partition("\n")[0] for p in prompts]
+        return [Letters().encode(f" {text}\n(B) no") for text in said]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """23 records of MMLU, of which every third is answered wrongly by Echo, and 23 of SQuAD, all right."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    mmlu = [{"id": f"m{i}", "question": f"{'long ' * (7 * i % 11)}say yes{i}", "answer": "CD"[i % 3 == 0],
+             "choices": ["no", "never", f"yes{i}", "else"]} for i in range(COUNT)]  # fmt: skip
+    squad = [{"id": i, "context": "x" * (i % 4), "question": "say it", "answer": ["It", "that"]} for i in range(COUNT)]
+    for name, rows in (("mmlu", mmlu), ("squad", squad)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def evaluate(data, out, sampler, *, settings=SETTINGS, batch_size=4, tasks=TASKS, step=7, **more):
+    model = Model(sampler, Letters(), "cola", step, "float32")
+    return tasks_run.run_tasks(
+        model, read_data(tasks, data), read_prompts(tasks), epath.Path(out), settings, batch_size=batch_size, **more
+    )
+
+
+def files(out) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_every_record_is_answered_once_in_batches_of_like_length(data, tmp_path):
+    sampler, out = Echo(), tmp_path / "out"
+    scores = evaluate(data, out, sampler, keep_decisions=True)
+    assert scores["mmlu"].accuracy == pytest.approx(15 / COUNT)
+    assert scores["squad"].accuracy == 1
+    assert scores["mean"].accuracy == pytest.approx((15 / COUNT + 1) / 2)
+
+    assert len(set(sampler.asked)) == len(sampler.asked) == 2 * COUNT
+    assert [len(batch) for batch in sampler.batches] == [4, 4, 4, 4, 4, 3] * 2
+    for batches in (sampler.batches[:6], sampler.batches[6:]):
+        lengths = [length for batch in batches for length in batch]
+        assert lengths == sorted(lengths)
+    for task in ("mmlu", "squad"):
+        lines = [json.loads(line) for line in (out / "generations" / f"{task}.jsonl").read_text().splitlines()]
+        assert {tuple(line) for line in lines} == {("id", "prompt", "generate", "ground_truth", "choices")}
+        assert len(lines) == COUNT
+        if task == "mmlu":  # a sample's index is its place in the data, whatever the batch
+            assert {line["id"] for line in lines} == {f"m{dict(sampler.asked)[line['prompt']]}" for line in lines}
+    decisions = [json.loads(line) for line in (out / "decisions" / "mmlu.jsonl").read_text().splitlines()]
+    assert sum(decision["right"] for decision in decisions) == 15
+
+    found = json.loads((out / "tasks.json").read_text())
+    assert (found["step"], found["family"]) == (7, "cola")
+    assert found["tasks"]["mmlu"] == scores["mmlu"]._asdict()
+    assert found["mean"] == scores["mean"]._asdict()
+    assert found["settings"]["sampler"]["steps"] == 16
+    rows = (out / "tasks.csv").read_text().splitlines()
+    assert rows[0] == "task,accuracy,count,low,high"
+    assert [row.split(",")[0] for row in rows[1:]] == ["mmlu", "squad", "mean"]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"id": "m3", "pro', b'{"id": "m3"}'])
+def test_killed_at_every_batch_it_ends_with_the_same_files(torn, data, tmp_path):
+    """Each start dies one batch later than the one before it, and leaves a part of a line behind."""
+    whole, out, asked = tmp_path / "whole", tmp_path / "out", []
+    expected = evaluate(data, whole, Echo())
+    for _ in range(11):
+        sampler = Echo(dies_in=1)
+        with pytest.raises(Killed):
+            evaluate(data, out, sampler)
+        asked += sampler.asked
+        grown = sorted((out / "generations").glob("*.jsonl"))[-1]
+        grown.write_bytes(grown.read_bytes() + torn)
+    sampler = Echo()
+    assert evaluate(data, out, sampler, batch_size=3) == expected
+    asked += sampler.asked
+    assert len(set(asked)) == len(asked) == 2 * COUNT
+    assert files(out) == files(whole)
+    assert evaluate(data, out, Echo(dies_in=0)) == expected  # nothing is left to do
+
+
+def test_another_batch_size_changes_nothing(data, tmp_path):
+    for size in (1, 100):
+        evaluate(data, tmp_path / str(size), Echo(), batch_size=size)
+    assert files(tmp_path / "1") == files(tmp_path / "100")
+
+
+def test_tasks_can_be_added(data, tmp_path):
+    evaluate(data, tmp_path / "out", Echo(), tasks=TASKS[:1])
+    sampler = Echo()
+    evaluate(data, tmp_path / "out", sampler)
+    assert len(sampler.asked) == COUNT
+    evaluate(data, tmp_path / "both", Echo())
+    assert files(tmp_path / "out") == files(tmp_path / "both")
+
+
+def test_other_settings_are_refused(data, tmp_path):
+    evaluate(data, tmp_path / "out", Echo())
+    before = files(tmp_path / "out")
+    other = Echo()
+    other.params = {"a": jax.numpy.zeros(3)}
+    for said, sampler, more in (
+        ("sampler.seed is 0 there and 1 now", Echo(), {"settings": SamplingSettings(seed=1, temperature=0.0)}),
+        ("step is 7 there and 8 now", Echo(), {"step": 8}),
+        ("parameters is", other, {}),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate(data, tmp_path / "out", sampler, **more)
+    rows = (data / "mmlu.jsonl").read_text().splitlines()
+    (data / "mmlu.jsonl").write_text("\n".join(rows[1:]))
+    with pytest.raises(UserError, match=r"tasks\.mmlu\.data is"):
+        evaluate(data, tmp_path / "out", Echo())
+    assert files(tmp_path / "out") == before
+
+
+def test_outputs_of_others_are_not_gone_on_from(data, tmp_path):
+    with pytest.raises(Killed):
+        evaluate(data, tmp_path / "out", Echo(dies_in=2))
+    file = tmp_path / "out" / "generations" / "mmlu.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    for content in (lines[1:], [b"{}\n", *lines], [b"\xff\n"], lines * 9):
+        file.write_bytes(b"".join(content))
+        with pytest.raises(UserError, match=r"mmlu\.jsonl:\d+: not the output of record"):
+            evaluate(data, tmp_path / "out", Echo())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null"])
+def test_damaged_settings_are_named(content, data, tmp_path):
+    evaluate(data, tmp_path / "out", Echo())
+    (tmp_path / "out" / "settings.json").write_text(content)
+    with pytest.raises(UserError, match=r"settings\.json: damaged"):
+        evaluate(data, tmp_path / "out", Echo())
