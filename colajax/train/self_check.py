@@ -45,7 +45,7 @@ def check_layout(config, make_stage: Callable, pad_id: int, mesh: Mesh) -> None:
         return
     config = _of_few_layers(config)
     stage = make_stage(config, pad_id)
-    for trainable in sorted({stage.trainable(step) for step in range(config.total_steps)}):
+    for trainable in sorted({stage.trainable(step) for step in range(min(stage.period, config.total_steps))}):
         found = agreed(_differences(config, stage, pad_id, mesh, trainable))
         for name, difference, tolerance in found:
             if not difference <= tolerance:
