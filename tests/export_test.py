@@ -183,8 +183,8 @@ def test_the_tokenizer_that_transformers_loads_gives_the_same_ids(records, expor
 
 
 def test_the_program_on_the_card_prints_each_prompt_with_its_continuation(things, capsys, monkeypatch):
-    """With a tokenizer of the stories, whose decoder drops the space that a text begins with, and known answers."""
-    answer = load_tokenizer(things / "hf" / "tokenizer.model").encode("Anna lived near the hill.")
+    """With known answers."""
+    answer = load_tokenizer(things / "hf" / "tokenizer.model").encode(" Anna lived near the hill.")
     model = types.SimpleNamespace(generate=lambda inputs, max_new_tokens: [answer for _ in inputs])
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda *_, **__: model)
     program = re.search(r"```python\n(.*?)```", (things / "hf" / "README.md").read_text(), re.DOTALL)[1]
