@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from tiny_runs import ROOT, environment
 
+from colajax.sampling.load import FAMILIES
+
 WORKER = Path(__file__).parent / "mesh_worker.py"
 # Each axis alone, each with each other one, all three.
 MESHES = ["8,1,1", "1,8,1", "1,1,8", "2,2,2", "1,4,2"]
@@ -75,19 +77,22 @@ def test_an_update_in_production_precision_is_near_that_of_one_device(mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_every_mesh_writes_the_same_text(mesh):
-    text = results("text")
+@pytest.mark.parametrize("stage", FAMILIES)
+def test_every_mesh_writes_the_same_text(stage, mesh):
+    text = results("text", stage)
     assert {len(tokens) for tokens in text["one"]} == {10}
     assert text[mesh] == text["one"]
 
 
 @pytest.mark.parametrize(("processes", "devices", "mesh"), CLUSTERS)
 def test_processes_give_the_same_numbers_and_the_same_text(processes, devices, mesh):
-    jobs = [("gradients", mesh, "vae"), ("gradients", mesh, "joint"), ("text", mesh)]
-    *gradients, text = run_worker(jobs, processes=processes, devices=devices)
+    jobs = [("gradients", mesh, "vae"), ("gradients", mesh, "joint")]
+    jobs += [("text", mesh, stage) for stage in FAMILIES]
+    *gradients, cola, ar, llada = run_worker(jobs, processes=processes, devices=devices)
     for stage, found in zip(("vae", "joint"), gradients, strict=True):
         assert_same_gradients(found, results("gradients", stage)["one"])
-    assert text == results("text")["one"]
+    for stage, text in zip(FAMILIES, (cola, ar, llada), strict=True):
+        assert text == results("text", stage)["one"]
 
 
 def test_what_the_loss_reads_hangs_on_seed_step_and_sample_alone(records):

@@ -22,14 +22,13 @@ from jax.experimental import multihost_utils
 
 from colajax.axes import by_sample
 from colajax.data.loader import Loader
-from colajax.hf import layout
 from colajax.keys import training_draw
 from colajax.models import layers
 from colajax.parallel.batch import global_batch, local_rows
 from colajax.parallel.mesh import AXES, ONE_DEVICE, make_mesh
 from colajax.parallel.processes import is_first, join
 from colajax.parallel.rules import laid_out, replicated, shardings_of
-from colajax.sampling.cola import Sampler
+from colajax.sampling.load import FAMILIES
 from colajax.sampling.settings import SamplingSettings
 from colajax.stages.joint import JointStage
 from colajax.train.config import load_config
@@ -107,13 +106,11 @@ def is_adam(slots) -> bool:
     return isinstance(slots, optax.ScaleByAdamState)
 
 
-def text(mesh) -> list:
+def text(mesh, stage_name: str) -> list:
     """Tokens drawn after prompts of several lengths, in a batch that divides over nothing."""
-    params = [tiny_models.random_params(kind, config, 7)
-              for kind, config in ((layout.VAE, tiny_models.VAE), (layout.DIT, tiny_models.DIT))]  # fmt: skip
-    sampler = Sampler(tiny_models.VAE, tiny_models.DIT, *params, pad_id=0, eos_id=None, mesh=mesh)
+    sampler = tiny_models.random_sampler(FAMILIES[stage_name], pad_id=0, eos_id=None, mesh=mesh)
     prompts = [[1, 2, 3], [], [4] * 9]
-    return sampler.generate(prompts, SamplingSettings(max_new_tokens=10, steps=4, guidance=2.0))
+    return sampler.generate(prompts, SamplingSettings(max_new_tokens=10, steps=4, block_length=5, guidance=2.0))
 
 
 class Probe(JointStage):

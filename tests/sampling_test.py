@@ -1,4 +1,4 @@
-"""The sampler: caches against recomputation, independence of the batch, budgets and ends, the choice of tokens."""
+"""The samplers: caches against recomputation, independence of the batch, budgets and ends, the choice of tokens."""
 
 import copy
 import dataclasses
@@ -17,12 +17,15 @@ from colajax.errors import UserError
 from colajax.hf import layout
 from colajax.sampling import tokens as token_choice
 from colajax.sampling.cola import Sampler
-from colajax.sampling.settings import SamplingSettings, settings_of
+from colajax.sampling.load import FAMILIES
+from colajax.sampling.settings import SamplingSettings, named
 
 PAD = 39
 # Empty, inside the first block, whole blocks, and a prefix with a rest; block_size is 4.
 PROMPTS = [[], [3, 1, 4], [1, 5, 9, 2, 6, 5], [3, 5, 8, 9]]
-DRAWN = SamplingSettings(max_new_tokens=10, steps=3, guidance=2.0, top_k=20, top_p=0.95, seed=7)
+DRAWN = SamplingSettings(
+    max_new_tokens=10, steps=4, block_length=5, guidance=2.0, top_k=20, top_p=0.95, repetition_penalty=1.2, seed=7
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,20 @@ def params():
 @pytest.fixture(scope="module")
 def sampler(params):
     return Sampler(tiny_models.VAE, tiny_models.DIT, *params, pad_id=PAD, eos_id=None)
+
+
+@pytest.fixture(scope="module")
+def samplers(sampler):
+    """One of each family."""
+    return {"joint": sampler} | {
+        stage: tiny_models.random_sampler(FAMILIES[stage], pad_id=PAD, eos_id=None) for stage in ("ar", "llada")
+    }
+
+
+@pytest.fixture(params=FAMILIES)
+def each(request, samplers):
+    """A test that takes this is of every family."""
+    return samplers[request.param]
 
 
 def with_end(sampler, token):
@@ -62,21 +79,21 @@ def test_cached_blocks_equal_recomputation_from_scratch(sampler, params, guidanc
         assert [block[i].tolist() for block in tokens] == slow_tokens
 
 
-def test_the_batch_changes_nothing(sampler):
-    together = sampler.generate(PROMPTS, DRAWN)
+def test_the_batch_changes_nothing(each):
+    together = each.generate(PROMPTS, DRAWN)
     assert len({tuple(answer) for answer in together}) == len(PROMPTS)
     for i, prompt in enumerate(PROMPTS):
-        assert sampler.generate([prompt], DRAWN, sample_indices=[i]) == [together[i]]
+        assert each.generate([prompt], DRAWN, sample_indices=[i]) == [together[i]]
     order = [2, 0, 3, 1]
-    shuffled = sampler.generate([PROMPTS[i] for i in order], DRAWN, sample_indices=order)
+    shuffled = each.generate([PROMPTS[i] for i in order], DRAWN, sample_indices=order)
     assert shuffled == [together[i] for i in order]
 
 
-def test_seed_and_sample_index_change_the_sample(sampler):
+def test_seed_and_sample_index_change_the_sample(each):
     prompts = [PROMPTS[1]] * len(PROMPTS)
-    by_index = sampler.generate(prompts, DRAWN)
+    by_index = each.generate(prompts, DRAWN)
     assert len({tuple(answer) for answer in by_index}) == len(prompts)
-    other = sampler.generate(prompts, dataclasses.replace(DRAWN, seed=8))
+    other = each.generate(prompts, dataclasses.replace(DRAWN, seed=8))
     assert all(a != b for a, b in zip(by_index, other, strict=True))
 
 
@@ -88,10 +105,11 @@ def test_exactly_the_budget(sampler, budget):
     assert shorter == [answer[:budget] for answer in longer]
 
 
-def test_the_end_token_ends_a_sample_and_is_left_out(sampler):
-    whole = sampler.generate(PROMPTS, DRAWN)
+def test_the_end_token_ends_a_sample_and_is_left_out(each):
+    prompts = PROMPTS[1:]  # an empty one may begin with the end token
+    whole = each.generate(prompts, DRAWN)
     for token in {answer[3] for answer in whole}:
-        found = with_end(sampler, token).generate(PROMPTS, DRAWN)
+        found = with_end(each, token).generate(prompts, DRAWN)
         assert found == [full[: full.index(token)] if token in full else full for full in whole]
 
 
@@ -214,7 +232,8 @@ def test_draws_follow_the_restricted_distribution():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("max_new_tokens", 0), ("steps", 0), ("steps", 2.5), ("guidance", -1), ("guidance", float("nan")),
+    [("max_new_tokens", 0), ("steps", 0), ("steps", 2.5), ("block_length", -1), ("guidance", -1),
+     ("guidance", float("nan")),
      ("temperature", -0.1), ("top_k", -1), ("top_p", 0), ("top_p", 1.5), ("repetition_penalty", 0), ("seed", -1),
      ("seed", 2**32), ("temperature", "hot"), ("top_k", True)],
 )  # fmt: skip
@@ -224,14 +243,14 @@ def test_settings_out_of_range_are_named(key, value):
 
 
 def test_other_names_of_settings_mean_the_same():
-    ours = SamplingSettings(steps=5, guidance=2.0)
-    assert settings_of({"timestep_num": 5, "guidance_scale": 2.0, "seed": None}) == ours
-    assert settings_of({"diffusion_steps": 5, "steps": 5, "guidance": 2.0}) == ours
+    ours = {"steps": 5, "guidance": 2.0}
+    assert named({"timestep_num": 5, "guidance_scale": 2.0, "seed": None}) == ours
+    assert named({"diffusion_steps": 5, "steps": 5, "guidance": 2.0}) == ours
     for given in ({"steps": 5, "timestep_num": 6}, {"diffusion_steps": 5, "timestep_num": 6}):
         with pytest.raises(UserError, match=r"is 5 and .* is 6|is 6 and .* is 5"):
-            settings_of(given)
+            named(given)
     with pytest.raises(UserError, match="guidance is -1"):
-        settings_of({"guidance_scale": -1.0})
+        Sampler.settings(named({"guidance_scale": -1.0}))
 
 
 @pytest.mark.parametrize(
@@ -246,5 +265,5 @@ def test_bad_arguments_are_named(sampler, prompts, arguments, message):
         sampler.generate(prompts, DRAWN, **arguments)
 
 
-def test_no_prompts_no_answers(sampler):
-    assert sampler.generate([], DRAWN) == []
+def test_no_prompts_no_answers(each):
+    assert each.generate([], DRAWN) == []

@@ -79,11 +79,17 @@ import tiny_models
 from colajax.errors import run_main
 from colajax.models import decoder, dit, text_vae, vae_block
 from colajax.parallel.mesh import make_mesh
+from colajax.sampling.load import FAMILIES
 from colajax.sampling.self_check import check_sampler
 
 def main():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    check_sampler(tiny_models.VAE, tiny_models.DIT, pad_id=0, dtype=jnp.float32, mesh=mesh)
+    configs = {"vae": tiny_models.VAE, "dit": tiny_models.DIT, "llama": tiny_models.LLAMA}
+    for stage in ("joint",) if sys.argv[1] == "without" else FAMILIES:
+        family = FAMILIES[stage]
+        check_sampler(
+            family, {g: configs[g] for g in family.CONFIGS}, pad_id=0, dtype=jnp.float32, mesh=mesh
+        )
 
 if sys.argv[1] == "without":
     for module in (decoder, dit, text_vae, vae_block):

@@ -10,6 +10,7 @@ import re
 MODULES = (
     "objectives.elbo", "objectives.flow_matching", "models.attention", "models.vae_block", "models.decoder",
     "models.text_vae", "models.dit", "models.llama", "sampling.tokens", "sampling.cola",
+    "sampling.ar", "sampling.llada",
 )  # fmt: skip
 _SHAPE = re.compile(r"_([A-Z](?:x[A-Z])*)$")
 

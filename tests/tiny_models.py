@@ -22,6 +22,14 @@ LLAMA = LlamaConfig(
 )  # fmt: skip
 
 
+def random_sampler(family, **others):
+    """A sampler of one of the families, of the small configurations, with random parameters; the rest as its class."""
+    configs = {group: {"vae": VAE, "dit": DIT, "llama": LLAMA}[group] for group in family.CONFIGS}
+    shapes = {group: model.shapes() for group, model in family.models(configs).items()}
+    params = {group: random_tree(tree, 7) for group, tree in shapes.items()}
+    return family.of(configs, params, **others)
+
+
 def random_params(kind: layout.Kind, config, seed: int = 0) -> dict:
     """Numpy float32 parameters of an exported module."""
     return random_tree(layout.functional(kind, config).shapes(), seed)

@@ -6,7 +6,7 @@ python tools/evaluate.py --workdir RUN --tasks all --data DIR [--out DIR] [--pro
 python tools/evaluate.py --rescore DIR [--tasks all] [--out DIR]
   Scores outputs that are there, DIR/TASK.jsonl.
 python tools/evaluate.py --workdir RUN --records RECORDS [--prefixes 500]
-  Of a stage 2 run: a table and three continuations of held-out prefixes, beside the run's last evaluation, and both in
+  A table and three continuations of held-out prefixes, beside the run's last evaluation, and both in
   RUN/evaluation.json (with --step, RUN/evaluation_N.json). Stories are also checked by the grammar that wrote them.
 """
 
@@ -30,9 +30,10 @@ from colajax.evals.tasks.run import NEW_TOKENS, run_tasks
 from colajax.evals.tasks.table import tasks_named
 from colajax.files import check_writable, write_whole
 from colajax.parallel.processes import is_first, join
-from colajax.sampling.load import load_run
-from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, settings_of
-from colajax.train.kept import run_config
+from colajax.sampling.base import BaseSampler
+from colajax.sampling.cola import Sampler
+from colajax.sampling.load import family_of, load_run
+from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, named
 
 # What each of the three evaluations has to be given, and what of the others it does without.
 MODES = {
@@ -40,7 +41,7 @@ MODES = {
     "tasks": {"workdir", "hf", "step", "tasks", "data", "out", "prompts", "limit", "batch_size", "decisions"},
     "records": {"workdir", "step", "records", "prefixes"},
 }
-SETTINGS = ("guidance", "steps", *OTHER_NAMES)
+SETTINGS = ("guidance", "steps", "block_length", *OTHER_NAMES)
 
 
 def main() -> None:
@@ -58,9 +59,13 @@ def main() -> None:
     parser.add_argument("--rescore", help="folder of outputs that are there")
     parser.add_argument("--records", help="folder whose validation rows give prefixes to continue")
     parser.add_argument("--prefixes", type=int, help="default 500")
-    parser.add_argument("--guidance", type=float, help="of tasks by default 7, of prefixes 1")
+    parser.add_argument("--guidance", type=float, help="of Cola, tasks: default 7, prefixes: 1; of LLaDA: 1")
     parser.add_argument("--guidance_scale", type=float, help="another name of --guidance")
-    parser.add_argument("--steps", type=int, help=f"Euler steps a block; default {SamplingSettings.steps}")
+    parser.add_argument(
+        "--steps", type=int,
+        help=f"of Cola, Euler steps a block, default {SamplingSettings.steps}; of LLaDA, default as many as tokens",
+    )  # fmt: skip
+    parser.add_argument("--block_length", type=int, help="of LLaDA: uncovered together; default the whole answer")
     for name in ("timestep_num", "diffusion_steps"):
         parser.add_argument(f"--{name}", type=int, help="another name of --steps")
     args = parser.parse_args()
@@ -77,23 +82,20 @@ def main() -> None:
     {"rescore": _rescore, "tasks": _tasks, "records": _held_out}[mode](args)
 
 
-def _settings(args, **defaults) -> SamplingSettings:
-    """Greedy, with what is given."""
-    given = {name: getattr(args, name) for name in SETTINGS}
-    for name, default in defaults.items():
-        if all(given[other] is None for other in (name, *(o for o, of in OTHER_NAMES.items() if of == name))):
-            given[name] = default
-    return settings_of(given | {"temperature": 0.0, "max_new_tokens": NEW_TOKENS})
+def _settings(args, family: type[BaseSampler], **defaults) -> SamplingSettings:
+    """Greedy, with what is given, and the family's and these defaults."""
+    given = {name: value for name, value in defaults.items() if name in family.SETTINGS}
+    given |= named({name: getattr(args, name) for name in SETTINGS})
+    return family.settings(given | {"temperature": 0.0, "max_new_tokens": NEW_TOKENS})
 
 
 def _tasks(args) -> None:
     if (args.workdir is None) == (args.hf is None) or args.data is None or (args.out is None and args.hf is not None):
         raise UserError("--tasks: expected --data, and either --workdir or both of --hf and --out")
     join()
-    tasks, settings = tasks_named(args.tasks), _settings(args)
+    tasks = tasks_named(args.tasks)
+    settings = _settings(args, Sampler if args.workdir is None else family_of(args.workdir))
     templates, data = read_prompts(tasks, args.prompts), read_data(tasks, args.data, args.limit)
-    if args.workdir is not None:
-        run_config(args.workdir)  # of a run that is not there nothing can be written
     check_writable(epath.Path(args.workdir) / "tasks" if args.out is None else args.out)
     model = model_of_export(args.hf) if args.workdir is None else model_of_run(args.workdir, args.step)
     out = epath.Path(args.workdir) / "tasks" / str(model.step) if args.out is None else epath.Path(args.out)
@@ -118,15 +120,15 @@ def _rescore(args) -> None:
 
 def _held_out(args) -> None:
     if args.workdir is None:
-        raise UserError("--records: expected --workdir, of a stage 2 run")
-    settings = _settings(args, guidance=1.0)
-    run_config(args.workdir)  # of a run that is not there nothing can be written
+        raise UserError("--records: expected --workdir, of a run")
+    settings = _settings(args, family_of(args.workdir), guidance=1.0)
     out = epath.Path(args.workdir) / f"evaluation{'' if args.step is None else f'_{args.step}'}.json"
     check_writable(out)
     run = load_run(args.workdir, args.step)
     count = 500 if args.prefixes is None else args.prefixes
     found = evaluate_held_out(run, args.workdir, args.records, count, settings)
-    print(f"{args.workdir}, step {run.step}, guidance {settings.guidance:g}, greedy")
+    guided = f"guidance {settings.guidance:g}, " if "guidance" in run.sampler.SETTINGS else ""
+    print(f"{args.workdir}, step {run.step}, {guided}greedy")
     if found.report_step != run.step:
         print(f"(the figures of the latents and the prior are of step {found.report_step})")
     print(found)

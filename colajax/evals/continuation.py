@@ -9,7 +9,7 @@ import numpy as np
 
 from colajax.data.records import Records
 from colajax.data.tokenizer import Tokenizer
-from colajax.sampling.cola import Sampler
+from colajax.sampling.base import BaseSampler
 from colajax.sampling.settings import SamplingSettings
 from colajax.stories.checker import check_story, keeps_prefix
 
@@ -91,7 +91,7 @@ def score_stories(prefixes: list[Prefix], continuations: list[list[int]], tokeni
 
 
 def continue_prefixes(
-    sampler: Sampler, prefixes: list[Prefix], settings: SamplingSettings, *, length: int, batch_size: int = 125
+    sampler: BaseSampler, prefixes: list[Prefix], settings: SamplingSettings, *, length: int, batch_size: int = 125
 ) -> list[list[int]]:
     """Continuations of every prefix up to `length` tokens with the prefix, or to the end token.
 

@@ -1,4 +1,4 @@
-"""A stage 2 run by what it writes after held-out prefixes, beside its own last evaluation."""
+"""A run by what it writes after held-out prefixes, beside its own last evaluation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def evaluate_held_out(
     if not prefixes:
         raise UserError(f"{records}: no held-out document of {3 * block} tokens or more to take a prefix from")
     answers = cont.continue_prefixes(run.sampler, prefixes, settings, length=run.config["sequence_length"])
-    counts = cont.count_tokens(training, run.sampler.vae_config.vocab_size)
+    counts = cont.count_tokens(training, run.sampler.vocab_size)
     predictions = {
         f"first token after {len(prefixes)} held-out prefixes": [answer[0] if answer else -1 for answer in answers],
         "  by a bigram of the training tokens": [int(counts.bigram[prefix.tokens[-1]]) for prefix in prefixes],

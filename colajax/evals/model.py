@@ -3,17 +3,16 @@
 import math
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from etils import epath
 
-from colajax.data.tokenizer import Tokenizer, pad_id_of
+from colajax.data.tokenizer import Tokenizer
 from colajax.errors import UserError
 from colajax.hf import layout
 from colajax.hf.import_run import export_tokenizer, groups_in
 from colajax.parallel.mesh import make_mesh
-from colajax.sampling.cola import EVERY_DEVICE, Sampler
-from colajax.sampling.load import load_run
-from colajax.sampling.self_check import check_sampler
+from colajax.sampling.base import EVERY_DEVICE, BaseSampler
+from colajax.sampling.cola import Sampler
+from colajax.sampling.load import checked_sampler, load_run
 from colajax.train.fingerprint import fingerprint
 
 # The stage of a run -> what its models are called in files, tables and figures.
@@ -23,7 +22,7 @@ FAMILIES = {"joint": "cola", "ar": "ar", "llada": "llada"}
 class Model(NamedTuple):
     """step: of a run's checkpoint, None of an export; trained_length: tokens of a row in training, where known."""
 
-    sampler: Sampler
+    sampler: BaseSampler
     tokenizer: Tokenizer
     family: str
     step: int | None
@@ -55,10 +54,6 @@ def model_of_export(hf: epath.PathLike) -> Model:
     if tokenizer.vocab_size > vae.config.vocab_size:
         raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the VAE has only {vae.config.vocab_size}")
     dtype = dit.json.get("dtype") or dit.json.get("torch_dtype") or "float32"
-    mesh, pad_id = make_mesh(EVERY_DEVICE), pad_id_of(tokenizer, vae.config.vocab_size)
-    check_sampler(vae.config, dit.config, pad_id=pad_id, dtype=jnp.dtype(dtype), mesh=mesh)
-    sampler = Sampler(
-        vae.config, dit.config, vae.params, dit.params, pad_id=pad_id, eos_id=tokenizer.eos_id,
-        token_count=tokenizer.vocab_size, dtype=jnp.dtype(dtype), mesh=mesh,
-    )  # fmt: skip
+    configs, params = {"vae": vae.config, "dit": dit.config}, {"vae": vae.params, "dit": dit.params}
+    sampler = checked_sampler(Sampler, configs, params, tokenizer, dtype=dtype, mesh=make_mesh(EVERY_DEVICE))
     return Model(sampler, tokenizer, "cola", None, dtype)

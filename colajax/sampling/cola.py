@@ -3,8 +3,7 @@
 Shape letters as in the models, and S positions of a block, P prompt latents as padded.
 
 Two compiled functions do the work: `prefill`, once a batch, and `block_step`, once a block, against caches of fixed
-shape. Prompt and cache lengths are rounded up to powers of two of blocks and the batch to powers of two of samples a
-device, so that a longer answer, a somewhat longer prompt or a few prompts more meet a compiled function.
+shape.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,10 +21,9 @@ from colajax.models.config import DiTConfig, VAEConfig, check_pair
 from colajax.models.dit import DiT
 from colajax.models.layers import Functional
 from colajax.models.text_vae import TextVAE, normalise
-from colajax.parallel.batch import batch_shares
-from colajax.parallel.mesh import make_mesh
-from colajax.parallel.rules import laid_out, parameter_shardings, replicated, sharding, shardings_of, with_shardings
+from colajax.parallel.rules import laid_out, replicated
 from colajax.sampling import tokens as token_choice
+from colajax.sampling.base import BaseSampler, choice_of, power_of_two, with_room
 from colajax.sampling.settings import SamplingSettings
 
 
@@ -40,45 +38,31 @@ class State(NamedTuple):
     clean_count: jax.Array  # (B,), ... and how many there are; 0 after the first block
 
 
-EVERY_DEVICE = {"data": 1, "fsdp": -1, "tensor": 1}  # the mesh where none is given
+class Sampler(BaseSampler):
+    """The sampler of a text VAE and its prior.
 
-
-def parameters_like(vae_config: VAEConfig, dit_config: DiTConfig, mesh: Mesh) -> dict:
-    """The parameters {"vae": tree, "dit": tree} as a Sampler on this mesh holds them, ShapeDtypeStructs."""
-    models = {
-        "vae": Functional(lambda rngs: TextVAE(vae_config, rngs=rngs)),
-        "dit": Functional(lambda rngs: DiT(dit_config, rngs=rngs)),
-    }
-    shapes = {group: model.shapes() for group, model in models.items()}
-    names = {group: model.axes() for group, model in models.items()}
-    return with_shardings(shapes, parameter_shardings(mesh, names, shapes))
-
-
-class Sampler:
-    """Generates from one model on the devices of a mesh; every process of a run calls it alike.
-
-    vae_params, dit_params: the trees of TextVAE and DiT; dtype: of compute and caches; eos_id None never ends early;
-    token_count: of the tokenizer; ids from there on, which stand for no text, are never sampled (None: all are);
-    mesh None divides the batch and the parameters over every device. Raises UserError on configurations that do not fit
-    together and token ids that are not there.
+    vae_params, dit_params: the trees of TextVAE and DiT; dtype: of compute and caches; the rest as in BaseSampler.
+    Raises UserError also on configurations that do not fit together.
     """
+
+    CONFIGS = {"vae": VAEConfig, "dit": DiTConfig}
+    LAYERS = {"vae": ("encoder_num_blocks", "decoder_num_blocks"), "dit": ("num_layers",)}
+    SETTINGS = (
+        "max_new_tokens", "steps", "guidance", "temperature", "top_k", "top_p", "repetition_penalty", "seed",
+    )  # fmt: skip
 
     def __init__(
         self, vae_config: VAEConfig, dit_config: DiTConfig, vae_params: dict, dit_params: dict,
         *, pad_id: int, eos_id: int | None, token_count: int | None = None, dtype=jnp.float32, mesh: Mesh | None = None,
     ):  # fmt: skip
         check_pair(vae_config, dit_config)
-        for key, token in (("pad_id", pad_id), ("eos_id", eos_id)):
-            if token is not None and not 0 <= token < vae_config.vocab_size:
-                raise UserError(f"{key} is {token}: expected a token id from 0 to {vae_config.vocab_size - 1}")
-        self.vae_config, self.dit_config, self.dtype = vae_config, dit_config, dtype
-        self.pad_id, self.eos_id = pad_id, eos_id
-        self.token_count = vae_config.vocab_size if token_count is None else token_count
-        self.mesh = make_mesh(EVERY_DEVICE) if mesh is None else mesh
-        where = shardings_of(parameters_like(vae_config, dit_config, self.mesh))
-        self.params = jax.device_put({"vae": vae_params, "dit": dit_params}, where)
-        self._vae = Functional(lambda rngs: TextVAE(vae_config, dtype=dtype, rngs=rngs))
-        self._dit = Functional(lambda rngs: DiT(dit_config, dtype=dtype, rngs=rngs))
+        self.vae_config, self.dit_config = vae_config, dit_config
+        models = self.models({"vae": vae_config, "dit": dit_config}, dtype)
+        super().__init__(
+            models, {"vae": vae_params, "dit": dit_params}, vocab_size=vae_config.vocab_size, pad_id=pad_id,
+            eos_id=eos_id, token_count=token_count, mesh=mesh,
+        )  # fmt: skip
+        self._vae, self._dit = models["vae"], models["dit"]
         self.block_tokens = vae_config.block_size * vae_config.patch_size
         over_mesh, whole, state = laid_out(self.mesh), replicated(self.mesh), self._state_shardings()
         self.prefill = jax.jit(over_mesh(self._prefill), static_argnames="capacity", out_shardings=state)
@@ -89,32 +73,29 @@ class Sampler:
         self._keys = jax.jit(sample_keys, static_argnums=1, out_shardings=whole)
         self._normals = jax.jit(normals, static_argnums=1, out_shardings=whole)
 
+    @staticmethod
+    def models(configs: dict, dtype=jnp.float32) -> dict[str, Functional]:
+        return {
+            "vae": Functional(lambda rngs: TextVAE(configs["vae"], dtype=dtype, rngs=rngs)),
+            "dit": Functional(lambda rngs: DiT(configs["dit"], dtype=dtype, rngs=rngs)),
+        }
+
+    @classmethod
+    def of(cls, configs: dict, params: dict, **others) -> "Sampler":
+        return cls(configs["vae"], configs["dit"], params["vae"], params["dit"], **others)
+
     def _state_shardings(self) -> State:
-        """Samples over the batch's axes, heads over tensor where it divides them."""
-
-        def over(names, shape):
-            return sharding(self.mesh, names, shape)
-
-        def cache(heads):
-            by_head = over((None, "batch", None, "heads", None), (1, shares, 1, heads, 1))
-            return KVCache(by_head, by_head)
-
-        shares = batch_shares(self.mesh.shape)
-        samples = over(("batch",), (shares,))
+        samples = self.by_sample()
         return State(
-            dit=cache(self.dit_config.heads), decoder=cache(self.vae_config.num_heads), finished=samples, seen=samples,
-            clean=samples, clean_count=samples,
+            dit=self.cache_sharding(self.dit_config.heads), decoder=self.cache_sharding(self.vae_config.num_heads),
+            finished=samples, seen=samples, clean=samples, clean_count=samples,
         )  # fmt: skip
 
     def generate(
         self, prompts: Sequence[Sequence[int]], settings: SamplingSettings, *, sample_indices=None, noise=None
     ) -> list[list[int]]:
-        """New tokens of each prompt: max_new_tokens, or fewer where the end token comes first (it is left out).
-
-        prompts: token ids, of any lengths, empty ones allowed. sample_indices: (B,) ints, default 0..B-1; a sample's
-        randomness hangs on (seed, sample index, block) alone, so that batching changes no output. noise: (blocks, B, S,
-        D), in place of drawn noise, at least as many blocks as are needed. Raises UserError on bad ids or shapes.
-        """
+        """As in BaseSampler. noise: (blocks, B, S, D), in place of drawn noise, at least as many blocks as are needed.
+        Raises UserError also on noise of another shape."""
         if not prompts:
             return []
         given = [self._prompt_tokens_in_first_block(len(prompt)) for prompt in prompts]
@@ -123,7 +104,7 @@ class Sampler:
         for _, tokens in self.blocks(prompts, settings, blocks, sample_indices=sample_indices, noise=noise):
             for sample, new in zip(produced, np.asarray(tokens).tolist(), strict=True):
                 sample.extend(new)
-            answers = [self._answer(s[g:], settings.max_new_tokens) for s, g in zip(produced, given, strict=True)]
+            answers = [self.answer(s[g:], settings.max_new_tokens) for s, g in zip(produced, given, strict=True)]
             if all(ended for _, ended in answers):
                 break
         return [answer for answer, _ in answers]
@@ -138,21 +119,15 @@ class Sampler:
         """
         samples = len(prompts)
         noise = self._check_noise(noise, blocks, samples)
-        indices = _check_indices(sample_indices, samples)
-        # Empty prompts fill the batch up, so that it divides over the devices and meets a compiled function.
-        shares = batch_shares(self.mesh.shape)
-        more = shares * _power_of_two(-(-samples // shares)) - samples
-        tokens, padded, prompt_latents = self._pad([*prompts, *[()] * more])
-        indices = np.pad(indices, (0, more))
+        prompts, indices = self.filled_up(prompts, sample_indices)
+        tokens, padded, prompt_latents = self._pad(prompts)
         if noise is not None:
-            noise = jnp.pad(noise, ((0, 0), (0, more), (0, 0), (0, 0)))
+            noise = jnp.pad(noise, ((0, 0), (0, len(prompts) - samples), (0, 0), (0, 0)))
         size = self.vae_config.block_size
         prompt_blocks = tokens.shape[1] // self.block_tokens
-        capacity = max(prompt_blocks, _power_of_two(int(prompt_latents.max()) // size + blocks)) * size
+        capacity = max(prompt_blocks, power_of_two(int(prompt_latents.max()) // size + blocks)) * size
         state = self.prefill(self.params, tokens, padded, prompt_latents, capacity=capacity)
-        scalars = {key: np.float32(getattr(settings, key)) for key in ("temperature", "top_p", "repetition_penalty")}
-        choice = scalars | {"top_k": np.int32(settings.top_k)}
-        seed = np.uint32(settings.seed)
+        choice, seed = choice_of(settings), np.uint32(settings.seed)
         for block in range(blocks):
             drawn = noise[block] if noise is not None else self._normals(
                 self._keys(seed, Purpose.GENERATION_NOISE, block, indices), (size, self.vae_config.latent_dim)
@@ -170,27 +145,16 @@ class Sampler:
         # Negative when the prefix's last latent is part pad.
         return max(0, length - prefix_blocks * self.block_tokens)
 
-    def _answer(self, new: list[int], budget: int) -> tuple[list[int], bool]:
-        """The new tokens that count, and whether there will be no more."""
-        new = new[:budget]
-        if self.eos_id in new:
-            return new[: new.index(self.eos_id)], True
-        return new, len(new) == budget
+    def probe(self, prompts) -> dict[str, jax.Array]:
+        """Of the block in which the prompt ends, and of one that reads it from the caches."""
+        settings = SamplingSettings(steps=2, temperature=0.0, guidance=2.0)
+        return {f"block {i + 1}": logits for i, (logits, _) in enumerate(self.blocks(prompts, settings, 2))}
 
     def _pad(self, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens (B, T) with pads; (B,) latents of each sample padded alone to whole blocks; (B,) prompt latents."""
-        if not len(prompts):
-            raise UserError("prompts is empty: expected at least one prompt (which may itself be empty)")
-        vocabulary, config = self.vae_config.vocab_size, self.vae_config
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        tokens, lengths = self.padded(prompts)
         own_blocks = -(-lengths // self.block_tokens)
-        tokens = np.full((len(prompts), _power_of_two(own_blocks.max()) * self.block_tokens), self.pad_id, np.int32)
-        for i, prompt in enumerate(prompts):
-            ids = np.asarray(prompt, np.int64)
-            if ids.size and not (ids.min() >= 0 and ids.max() < vocabulary):
-                raise UserError(f"prompts[{i}] holds a token out of range: expected ids from 0 to {vocabulary - 1}")
-            tokens[i, : len(ids)] = ids
-        return tokens, own_blocks * config.block_size, -(-lengths // config.patch_size)
+        return tokens, own_blocks * self.vae_config.block_size, -(-lengths // self.vae_config.patch_size)
 
     def _check_noise(self, noise, blocks: int, samples: int):
         expected = (samples, self.vae_config.block_size, self.vae_config.latent_dim)
@@ -211,14 +175,11 @@ class Sampler:
         all_clean = jnp.zeros(one_copy.shape[:3], bool)
         _, dit_kv = dit(one_copy, jnp.zeros(1), all_clean, jnp.arange(z_BxPxD.shape[1]), with_kv=True)
 
-        def cache(kv):
-            rest = ((0, 0), (0, 0), (0, capacity - kv.k.shape[2]), (0, 0), (0, 0))
-            return jax.tree.map(lambda x: jnp.pad(x, rest), kv)
-
         beyond = jnp.pad(z_BxPxD, ((0, 0), (0, size), (0, 0)))
         clean = jax.vmap(lambda z, start: jax.lax.dynamic_slice_in_dim(z, start, size))(beyond, prefix_B)
         seen = jnp.zeros((tokens_BxT.shape[0], config.vocab_size), bool)
-        return State(cache(dit_kv), cache(decoder_kv), prefix_B, seen, clean, prompt_latents_B - prefix_B)
+        caches = with_room(dit_kv, capacity), with_room(decoder_kv, capacity)
+        return State(*caches, prefix_B, seen, clean, prompt_latents_B - prefix_B)
 
     def _block_step(self, params, state: State, noise_BxSxD, token_keys_B, *, steps, guidance, guided: bool, choice):
         """Draws one block and appends it to the caches. Returns (state, logits (B, S * patch, V), tokens)."""
@@ -229,9 +190,7 @@ class Sampler:
         logits, decoder_kv = vae.decoder(
             z_BxSxD, positions=positions, cache=state.decoder, context_lengths=state.finished
         )
-        has_text = jnp.arange(logits.shape[-1]) < self.token_count
-        candidates = jnp.where(has_text, logits, -jnp.inf)
-        tokens = token_choice.choose(candidates, state.seen, token_keys_B, **choice)
+        tokens = token_choice.choose(self.text_alone(logits), state.seen, token_keys_B, **choice)
         all_clean = jnp.zeros((len(tokens), 1, size), bool)
         _, dit_kv = dit(
             z_BxSxD[:, None], jnp.zeros(1), all_clean, positions[:, None],
@@ -270,14 +229,3 @@ class Sampler:
         start = jnp.where(is_clean[..., None], state.clean, noise_BxSxD)
         return jax.lax.fori_loop(0, steps, euler, start)
 
-
-def _power_of_two(count: int) -> int:
-    """The least power of two that is at least `count`, and at least 1."""
-    return 1 << max(0, int(count) - 1).bit_length()
-
-
-def _check_indices(sample_indices, samples: int) -> np.ndarray:
-    indices = np.asarray(range(samples) if sample_indices is None else sample_indices, np.int64)
-    if indices.shape != (samples,) or not (indices.min() >= 0 and indices.max() < 2**32):
-        raise UserError(f"sample_indices is {sample_indices!r}: expected {samples} ints from 0 to 2**32 - 1")
-    return indices.astype(np.uint32)

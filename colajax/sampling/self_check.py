@@ -8,41 +8,33 @@ import numpy as np
 from jax.sharding import Mesh
 
 from colajax.errors import UserError
-from colajax.models.config import DiTConfig, VAEConfig
 from colajax.parallel.batch import batch_shares
 from colajax.parallel.mesh import ONE_DEVICE, make_mesh
-from colajax.sampling.cola import Sampler, parameters_like
-from colajax.sampling.settings import SamplingSettings
+from colajax.sampling.base import BaseSampler, parameters_like
 from colajax.train.self_check import TOLERANCE, agreed, drawn, row_difference
 
-BLOCKS = 2  # the one in which the prompt ends, and one that reads it from the caches
 
-
-def check_sampler(vae_config: VAEConfig, dit_config: DiTConfig, *, pad_id: int, dtype, mesh: Mesh) -> None:
+def check_sampler(family: type[BaseSampler], configs: dict, *, pad_id: int, dtype, mesh: Mesh) -> None:
     """Raises UserError unless a sampler on `mesh` gives every prompt the logits that it has on one device, with the
-    run's widths and precision, two layers of each stack, and random parameters. Every process calls it alike."""
+    run's widths and precision, two layers of each stack, and random parameters. configs: {group: configuration}. Every
+    process calls it alike."""
     if mesh.size == 1:
         return
-    vae_config = dataclasses.replace(
-        vae_config, encoder_num_blocks=min(2, vae_config.encoder_num_blocks),
-        decoder_num_blocks=min(2, vae_config.decoder_num_blocks),
-    )  # fmt: skip
-    dit_config = dataclasses.replace(dit_config, num_layers=min(2, dit_config.num_layers))
+    configs = {
+        group: dataclasses.replace(config, **{key: min(2, getattr(config, key)) for key in family.LAYERS[group]})
+        for group, config in configs.items()
+    }
     alone = make_mesh(ONE_DEVICE, mesh.local_devices[:1])
-    prompts = _prompts(2 * batch_shares(mesh.shape), vae_config, pad_id)
-    settings = SamplingSettings(steps=2, temperature=0.0, guidance=2.0)
-    logits = []
+    probes = []
     for where in (mesh, alone):
-        parameters = drawn(parameters_like(vae_config, dit_config, where))
-        sampler = Sampler(
-            vae_config, dit_config, parameters["vae"], parameters["dit"], pad_id=pad_id, eos_id=None, dtype=dtype,
-            mesh=where,
-        )  # fmt: skip
+        parameters = drawn(parameters_like(family.models(configs), where))
+        sampler = family.of(configs, parameters, pad_id=pad_id, eos_id=None, dtype=dtype, mesh=where)
+        prompts = _prompts(2 * batch_shares(mesh.shape), sampler)
         with jax.default_device(where.local_devices[0]):
-            logits.append([block.reshape(len(prompts), -1) for block, _ in sampler.blocks(prompts, settings, BLOCKS)])
+            probes.append(sampler.probe(prompts))
     differences = [
-        (f"block {i + 1}", row_difference(found, np.asarray(expected)), TOLERANCE[str(np.dtype(dtype))])
-        for i, (found, expected) in enumerate(zip(*logits, strict=True))
+        (name, row_difference(_rows(found), np.asarray(_rows(probes[1][name]))), TOLERANCE[str(np.dtype(dtype))])
+        for name, found in probes[0].items()
     ]
     for name, difference, tolerance in agreed(differences):
         if not difference <= tolerance:
@@ -53,9 +45,13 @@ def check_sampler(vae_config: VAEConfig, dit_config: DiTConfig, *, pad_id: int, 
             )
 
 
-def _prompts(count: int, config: VAEConfig, pad_id: int) -> list[list[int]]:
+def _rows(array: jax.Array) -> jax.Array:
+    return array.reshape(len(array), -1)
+
+
+def _prompts(count: int, sampler: BaseSampler) -> list[list[int]]:
     """Random prompts of several lengths, from none to two blocks and a half."""
-    random, block = np.random.default_rng(0), config.block_size * config.patch_size
+    random, block = np.random.default_rng(0), sampler.block_tokens
     lengths = [i * 5 * block // 2 // max(count - 1, 1) for i in range(count)]
-    words = [token for token in range(min(config.vocab_size, 1000)) if token != pad_id]
+    words = [token for token in range(min(sampler.vocab_size, 1000)) if token != sampler.pad_id]
     return [random.choice(words, length).tolist() for length in lengths]
