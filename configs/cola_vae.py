@@ -40,6 +40,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint_every = 1000
     config.keep_every = 50_000  # beside the latest two
     config.eval_rows = 1408
+    # EFLOPs (6 N tokens) at which a checkpoint is kept for good and evaluated; total_steps 0: up to the last of them.
+    config.budgets = ()
 
     # Every option of the model; the defaults are the released one (colajax/models/config.py).
     config.vae = ConfigDict(dataclasses.asdict(VAEConfig()))

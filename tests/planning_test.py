@@ -230,6 +230,10 @@ def test_checkpoints_that_are_kept(steps, checkpoint_every, keep_every):
     saved = sorted({*range(checkpoint_every, steps + 1, checkpoint_every), steps})
     kept = {step for step in saved if step % keep_every == 0 or step in saved[-2:]}
     assert count_kept(steps, checkpoint_every, keep_every) == len(kept)
+    budgets = {1, 5, 12, 40}
+    saved = sorted({*saved, *(step for step in budgets if step <= steps)})
+    kept = {step for step in saved if step % keep_every == 0 or step in saved[-2:] or step in budgets}
+    assert count_kept(steps, checkpoint_every, keep_every, budgets) == len(kept)
 
 
 def test_target():

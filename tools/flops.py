@@ -17,8 +17,8 @@ if __name__ == "__main__":
 
 from colajax.errors import UserError, run_main
 from colajax.stages import stage_of
-from colajax.stages.base import steps_to
 from colajax.stages.flops import Keys
+from colajax.train.budgets import with_total_steps
 from colajax.train.config import load_config
 
 
@@ -34,10 +34,11 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} {value}: expected more than 0")
+    config = with_total_steps(config, stage_of(config))
     stage = stage_of(config)(config, 0)
     steps = config.total_steps if args.steps is None else args.steps
     if args.eflops is not None:
-        steps = steps_to(args.eflops, stage.eflops_per_step(config.batch_size))
+        steps = stage.step_of(args.eflops, config.batch_size)
     if not 0 < steps < 2**31:
         raise UserError(f"{steps} steps: expected 1 to 2**31 - 1, by --steps, --eflops or config.total_steps")
 

@@ -28,6 +28,7 @@ from colajax.planning.report import text
 from colajax.planning.search import line, search
 from colajax.planning.topology import find_topology
 from colajax.stages import stage_of
+from colajax.train.budgets import with_total_steps
 from colajax.train.config import load_config
 
 
@@ -49,6 +50,7 @@ def main() -> None:
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)}: expected more than 0")
     make_stage, topology = stage_of(config), find_topology(args.topology, args.slices)
+    config = with_total_steps(config, make_stage)
     if args.search and (args.steps or args.eflops):
         raise UserError("--search ranks by speed: --steps and --eflops go with a plan alone")
     if args.search:

@@ -10,7 +10,7 @@ that trains its groups in turns (`objective.interval`) the first step is planned
 
 import importlib.metadata
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
@@ -160,7 +160,8 @@ def target(plan: dict, config, *, steps: int | None = None, eflops: float | None
     if eflops is not None:
         steps = steps_to(eflops, plan["eflops_per_step"])
     steps = config.total_steps if steps is None else steps
-    kept = count_kept(steps, config.checkpoint_every, config.keep_every)
+    budgets = [steps_to(budget, plan["eflops_per_step"]) for budget in config.budgets]
+    kept = count_kept(steps, config.checkpoint_every, config.keep_every, budgets)
     found = {"steps": steps, "eflops": steps * plan["eflops_per_step"], "checkpoints": kept}
     found["storage_bytes"] = kept * plan["checkpoint_bytes"]
     if "step_seconds" in plan:
@@ -169,9 +170,11 @@ def target(plan: dict, config, *, steps: int | None = None, eflops: float | None
     return found
 
 
-def count_kept(steps: int, checkpoint_every: int, keep_every: int) -> int:
+def count_kept(steps: int, checkpoint_every: int, keep_every: int, budgets: Iterable[int] = ()) -> int:
     """How many checkpoints a run holds that has come to `steps`, its last: see `train.checkpoint.Checkpoints`."""
     both = math.lcm(checkpoint_every, keep_every)
     before = (steps - 1) // checkpoint_every  # saved before the last
-    latest = {steps, *(checkpoint_every * (before - i) for i in range(min(LATEST - 1, before)))}
-    return steps // both + sum(step % both > 0 for step in latest)
+    at_budgets = {step for step in budgets if step <= steps}
+    saved = {steps, *at_budgets, *(checkpoint_every * (before - i) for i in range(min(LATEST - 1, before)))}
+    kept = at_budgets.union(sorted(saved)[-LATEST:])
+    return steps // both + sum(step % both > 0 for step in kept)

@@ -94,6 +94,10 @@ class Stage(abc.ABC):
         """Of the compute axis."""
         return 6 * self.compute_params() * batch_size * self.sequence_length / 1e18
 
+    def step_of(self, eflops: float, batch_size: int) -> int:
+        """The first step that reaches so many EFLOPs of the compute axis."""
+        return steps_to(eflops, self.eflops_per_step(batch_size))
+
     def flops_until(self, batch_size: int, step: int, keys: Keys) -> dict[str, float]:
         """Of all updates up to `step`, by part of the model."""
         whole, rest = divmod(step, self.period)

@@ -1,4 +1,5 @@
-"""Orbax checkpoints of a run: saved in the background, the latest and every keep_every-th kept."""
+"""Orbax checkpoints of a run: saved in the background; the latest, every keep_every-th and those of budgets
+kept."""
 
 import contextlib
 import math
@@ -35,13 +36,14 @@ def _layer_by_layer(path, array: jax.Array) -> ocp.SaveArgs:
 class Checkpoints:
     """The checkpoints under a workdir. A step is saved whole or not at all: Orbax marks what is complete."""
 
-    def __init__(self, workdir, *, keep_every: int):
+    def __init__(self, workdir, *, keep_every: int, budgets: tuple[int, ...] = ()):
+        """keep_every, budgets: steps whose checkpoints are kept for good."""
         self._workdir = workdir
         # Each share of another shape is a small program to compile, at the first save.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALL_SLICE)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
         policies = ocp.checkpoint_managers
-        kept = [policies.LatestN(LATEST), policies.EveryNSteps(keep_every)]
+        kept = [policies.LatestN(LATEST), policies.EveryNSteps(keep_every), policies.CustomSteps(budgets)]
         self._manager = ocp.CheckpointManager(
             absolute(workdir) / FOLDER,
             item_handlers={"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry)},

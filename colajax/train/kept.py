@@ -23,7 +23,7 @@ _EITHER_STAGE = {
     **{f"optimizer.{key}": float for key in ("peak", "init_value", "end_value", "b1", "b2", "eps", "clip")},
     **{f"optimizer.{key}": int for key in ("warmup_steps", "decay_steps", "rewarm_from")},
     **{f"optimizer.{key}": list for key in ("weight_decay", "lr_ratio")},
-    "facts.tokenizer": str,
+    "facts.tokenizer": str, "budgets": list,
 }  # fmt: skip
 _JOINT = {
     "init_from": str, "init_step": int, "compute_params": int, "objective.time_distribution": str,
@@ -35,6 +35,7 @@ _JOINT = {
 # a key goes on with it. The options of the models are added by their classes.
 ADDED = {
     "init_step": None, "optimizer.decay_steps": None, "optimizer.rewarm_from": 0, "gradient_reduction": "float32",
+    "budgets": [],
 }  # fmt: skip
 # Keys that may be None, with the type of their other values: JSON does not tell it.
 NULLABLE = {

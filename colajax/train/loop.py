@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 from etils import epath
 
+from colajax.parallel.agreement import share_errors
 from colajax.parallel.batch import global_batch, local_rows
+from colajax.train.budgets import with_total_steps
 from colajax.train.evaluation import held_out_batches, make_evaluation
 from colajax.train.reporter import Reporter
 from colajax.train.setup import say, set_up
@@ -20,6 +22,7 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
     complete, or 128 + the number of the signal (SIGINT, SIGTERM) that stopped it, after saving. Raises UserError on a
     configuration that does not fit itself, the devices, the records, or the run in workdir.
     """
+    config = share_errors(lambda: with_total_steps(config, make_stage))
     run = set_up(config, make_stage, epath.Path(workdir))
     stage, mesh, state = run.stage, run.mesh, run.state
     train_step = make_train_step(
@@ -33,6 +36,9 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
     )  # fmt: skip
     reporter = Reporter(run, config)
 
+    if run.owed:
+        with reporter.evaluating(run.start) as found:
+            found(evaluate(state, eval_batches))
     pending = None  # (step, means) of a step whose numbers are fetched once the next one is under way
     with StopSignals() as stop:
         batches = run.loader.iterate(run.start, local_rows(mesh, config.batch_size))
@@ -49,9 +55,10 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
             done = step + 1
             if done % config.log_every == 0:
                 pending = (done, means)
+            marked = done in (*run.budgets, config.total_steps)
             last, stopping = done == config.total_steps, stop.agreed(done)  # once: a signal may come at any line
-            evaluating = last or done % config.eval_every == 0
-            saving = last or stopping or done % config.checkpoint_every == 0
+            evaluating = marked or done % config.eval_every == 0
+            saving = marked or stopping or done % config.checkpoint_every == 0
             if pending and (evaluating or saving):
                 reporter.train(*pending)
                 pending = None

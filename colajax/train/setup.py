@@ -16,10 +16,12 @@ from colajax.parallel.agreement import check_agreement, share_errors
 from colajax.parallel.batch import check_batch
 from colajax.parallel.mesh import make_mesh
 from colajax.parallel.processes import is_first
+from colajax.train.budgets import budget_steps, check_kept
 from colajax.train.checkpoint import Checkpoints, checkpoint_step, latest_step, read_params
 from colajax.train.config import check_config, config_digest, keep_config
 from colajax.train.fingerprint import fingerprint
 from colajax.train.kept import run_config
+from colajax.train.metrics import read_lines
 from colajax.train.optimizer import Optimizer, optimizer_of
 from colajax.train.provenance import commit, versions
 from colajax.train.self_check import check_layout
@@ -38,6 +40,8 @@ class Run(NamedTuple):
     like: TrainState  # the state's shapes and layout
     state: TrainState
     start: int  # updates applied so far
+    budgets: tuple[int, ...]  # their steps
+    owed: bool  # whether `start` is a budget that has not been evaluated
     checkpoints: Checkpoints
     program: dict[str, str]  # versions of libraries, commit
 
@@ -52,6 +56,8 @@ class _Parts(NamedTuple):
     optimizer: Optimizer
     like: TrainState
     start: int | None  # step of the run's checkpoint; None: it begins
+    budgets: tuple[int, ...]
+    owed: bool
     init_step: int | None  # of the checkpoint that it begins with
     facts: dict[str, object]  # for config.json
 
@@ -75,7 +81,7 @@ def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
         loaded = _read_start(stage, parts.init_step, like)
         facts = facts | {"init": {"step": parts.init_step, "digest": fingerprint(loaded)}}
         share_errors(lambda: check_config(workdir, config, facts))
-    checkpoints = Checkpoints(workdir, keep_every=config.keep_every)  # makes their folder
+    checkpoints = Checkpoints(workdir, keep_every=config.keep_every, budgets=parts.budgets)  # makes their folder
     if parts.start is not None:
         state = checkpoints.restore(parts.start, like)
         say(f"{workdir}: going on from step {parts.start}")
@@ -83,8 +89,8 @@ def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
         state = fresh_state(stage, parts.optimizer, like, seed=config.seed, loaded=loaded)
     share_errors(lambda: _keep(workdir, config, facts, parts.tokenizer) if is_first() else None)
     return Run(
-        workdir, mesh, parts.loader, parts.held_out, stage, parts.optimizer, like, state, parts.start or 0, checkpoints,
-        program,
+        workdir, mesh, parts.loader, parts.held_out, stage, parts.optimizer, like, state, parts.start or 0,
+        parts.budgets, parts.owed, checkpoints, program,
     )  # fmt: skip
 
 
@@ -114,8 +120,12 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     kept = check_config(workdir, config, facts)
     if (start or 0) > config.total_steps:
         raise UserError(f"config.total_steps is {config.total_steps}: the run in {workdir} is at step {start} already")
+    budgets = budget_steps(config, stage)
+    check_kept(workdir, config, budgets, start or 0)
+    lines = read_lines(workdir / "metrics.jsonl") if start in budgets else []
+    owed = start in budgets and not any(line["step"] == start and line["kind"] == "eval" for line in lines)
     init_step = _init_step(stage, tokenizer.digest, kept) if start is None else None
-    return _Parts(loader, held_out, tokenizer, stage, optimizer, like, start, init_step, facts)
+    return _Parts(loader, held_out, tokenizer, stage, optimizer, like, start, budgets, owed, init_step, facts)
 
 
 def _check_ranges(config) -> None:
