@@ -3,6 +3,7 @@ kept."""
 
 import contextlib
 import math
+import re
 import traceback
 from collections.abc import Iterator
 
@@ -124,7 +125,8 @@ def reading(workdir, step: int) -> Iterator[None]:
 def _of_storage(error: Exception) -> bool:
     """Their exceptions have no class in common: TensorStore's are told by what they say, Orbax's by where they rise."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return "tensorstore" in str(error) or any("/orbax/" in file.replace("\\", "/") for file in files)
+    said = re.search("tensorstore|OCDBT|Error (reading|opening)", str(error))
+    return bool(said) or any("/orbax/" in file.replace("\\", "/") for file in files)
 
 
 def _restore(target: dict, *, partial: bool = False) -> ocp.args.PyTreeRestore:
