@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from colajax.data.jsonl import write_jsonl
 from colajax.errors import UserError
-from colajax.stories.checker import KEPT, check_story, keeps_prefix
+from colajax.stories.checker import KEPT, check_story, keeps_prefix, next_words
 from colajax.stories.grammar import KINDS, ROLES, WORDS, WORLD, World, generate_story, stories
 
 WOMEN = {"Anna", "Lucy"}
@@ -251,6 +251,18 @@ def test_a_corpus_is_a_story_a_line(tmp_path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [{"text": story} for story in stories(5, 20)]
     assert list(path.parent.iterdir()) == [path]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(SAMPLES), st.data())
+def test_next_words_are_those_of_all_stories_that_begin_so(story, data):
+    tokens = re.findall(r"\w+|[.,]", story)
+    begun = tokens[: data.draw(st.integers(0, len(tokens)))]
+    beginning = joined(begun)
+    longer = [re.findall(r"\w+|[.,]", other) for other in EVERY if other.startswith(beginning) and other != beginning]
+    expected = {other[len(begun)] for other in longer if other[: len(begun)] == begun}
+    assert next_words(begun, SMALL) == expected
+    assert next_words([*begun, "nobody"], SMALL) == set()
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

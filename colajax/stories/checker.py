@@ -80,6 +80,15 @@ def _fault(tokens: list[str], count: int, readings: list[_Reading], world: World
     return f"token {count + 1}: expected {wanted}, found {tokens[count] if count < len(tokens) else 'the end'}"
 
 
+def next_words(tokens: list[str], world: World = WORLD) -> set[str]:
+    """Every token that may follow these in a story; none where no story begins with them."""
+    count, readings = _read(tokens, world)
+    if count < len(tokens):
+        return set()
+    settled = [at for reading in readings for at in _settled(reading, world)]
+    return {token for reading in settled for token in _expected(reading, world)}
+
+
 def check_story(text: str, world: World = WORLD) -> StoryCheck:
     """Accepts exactly the texts that `generate_story` can write, to the last space; names the first fault of others."""
     tokens = tokens_of(text)

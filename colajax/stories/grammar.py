@@ -216,17 +216,41 @@ def text_of(tokens: Sequence[str]) -> str:
     return re.sub(r" ([.,])", r"\1", " ".join(tokens))
 
 
+@dataclass(frozen=True)
+class Story:
+    """A story as it was made: its kind, role -> word, and the sentences' wordings."""
+
+    kind: str
+    bound: Mapping[str, str]
+    wordings: Sequence[Wording]
+
+    def text(self, sentences: int | None = None, world: World = WORLD) -> str:
+        """All sentences, or the first so many."""
+        return text_of(
+            [token for wording in self.wordings[:sentences] for token in spelled(wording, self.bound, world)]
+        )
+
+
+def spelled(wording: Wording, bound: Mapping[str, str], world: World = WORLD) -> list[str]:
+    """The tokens of a wording all of whose roles are bound."""
+    return [world.spell(token, bound) if isinstance(token, Slot) else token for token in wording]
+
+
+def make_story(rng: random.Random, world: World = WORLD) -> Story:
+    """A story; the kind, each wording and each first mention of a role are uniform draws."""
+    kind = rng.choice(list(world.kinds))
+    bound, chosen = {}, []
+    for wordings in world.kinds[kind]:
+        chosen.append(rng.choice(wordings))
+        for token in chosen[-1]:
+            if isinstance(token, Slot) and token.role not in bound:
+                bound[token.role] = rng.choice(world.choices(token.role, bound))
+    return Story(kind, bound, chosen)
+
+
 def generate_story(rng: random.Random, world: World = WORLD) -> str:
-    """One story; the kind, each wording and each first mention of a role are uniform draws."""
-    bound, tokens = {}, []
-    for wordings in world.kinds[rng.choice(list(world.kinds))]:
-        for token in rng.choice(wordings):
-            if isinstance(token, Slot):
-                if token.role not in bound:
-                    bound[token.role] = rng.choice(world.choices(token.role, bound))
-                token = world.spell(token, bound)
-            tokens.append(token)
-    return text_of(tokens)
+    """The text of a story: see `make_story`."""
+    return make_story(rng, world).text(world=world)
 
 
 def stories(seed: int, count: int) -> Iterator[str]:
