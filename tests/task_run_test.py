@@ -40,6 +40,7 @@ class Echo:
     """Stands for a sampler: answers with the line behind "say" in the question; dies in the batch `dies_in`."""
 
     params = {"a": jax.numpy.ones(3)}
+    SETTINGS = ("steps", "seed")
 
     def __init__(self, dies_in=math.inf):
         self.batches, self.asked, self._dies_in = [], [], dies_in
@@ -102,7 +103,7 @@ def test_every_record_is_answered_once_in_batches_of_like_length(data, tmp_path)
     assert (found["step"], found["family"]) == (7, "cola")
     assert found["tasks"]["mmlu"] == scores["mmlu"]._asdict()
     assert found["mean"] == scores["mean"]._asdict()
-    assert found["settings"]["sampler"]["steps"] == 16
+    assert found["settings"]["sampler"] == {"steps": 16, "seed": 0}
     rows = (out / "tasks.csv").read_text().splitlines()
     assert rows[0] == "task,accuracy,count,low,high"
     assert [row.split(",")[0] for row in rows[1:]] == ["mmlu", "squad", "mean"]

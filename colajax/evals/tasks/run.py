@@ -6,7 +6,6 @@ lengths, and a sample's randomness hangs on its place among the task's records: 
 an output.
 """
 
-import dataclasses
 import json
 import time
 from typing import NamedTuple
@@ -80,8 +79,9 @@ def _settings(model: Model, works: list[_Work], templates: dict[str, Template], 
         }
         for work in works
     }  # fmt: skip
+    sampler = {name: getattr(settings, name) for name in model.sampler.SETTINGS}
     program = {"commit": commit(), "versions": versions(), "device_kind": jax.devices()[0].device_kind}
-    return {**model.facts(), "sampler": dataclasses.asdict(settings), **program, "tasks": of_tasks}
+    return {**model.facts(), "sampler": sampler, **program, "tasks": of_tasks}
 
 
 def _keep_settings(path: epath.Path, facts: dict) -> None:
