@@ -35,6 +35,7 @@ setup(
     extras_require={
         "torch": ["torch>=2.13", "transformers>=5.23"],
         "gcs": GCS,
+        "harness": ["lm_eval>=0.4.13"],
         # libtpu as jax wants it. A plan needs libtpu and no TPU.
         "tpu": ["jax[tpu]>=0.10.2", *GCS],
         # One version of torch: of this one the package index has a build for CPUs alone, without gigabytes of CUDA.

@@ -53,6 +53,22 @@ def lowered(logits, seen, penalty):
     return logits
 
 
+def test_log_likelihoods_are_sums_over_tokens_in_float64(ar):
+    logits = logits_of(ar)
+    greedy = ar.generate([[3, 1, 4]], dataclasses.replace(GREEDY, repetition_penalty=1.0, max_new_tokens=5))[0]
+    pairs = [([3, 1, 4], greedy), ([], [7]), ([5, 6], [8, END, 9]), (list(range(20)), [1] * 14), ([2], [])]
+    for (context, rest), (log_p, best) in zip(pairs, ar.log_likelihoods(pairs), strict=True):
+        row, expected, greedily = list(context or [END]), 0.0, True
+        for token in rest:
+            scores = logits(row)[-1]
+            expected += scores[token] - np.logaddexp.reduce(scores)
+            greedily &= token == scores.argmax()
+            row.append(token)
+        assert log_p == pytest.approx(expected, abs=1e-4)
+        assert best == greedily
+    assert ar.log_likelihoods([]) == []
+
+
 def test_cached_tokens_equal_recomputation(ar):
     """Over more than one stretch of the device; an empty prompt is begun with the end token."""
     logits = logits_of(ar)

@@ -1,10 +1,15 @@
 """Evaluation on the tasks: killed anywhere it comes to the same files, and no sample goes through the model twice."""
 
+import importlib
 import json
 import math
+import signal
+import subprocess
+import sys
 
 import jax
 import pytest
+import tiny_runs
 from etils import epath
 
 from colajax.errors import UserError
@@ -13,6 +18,7 @@ from colajax.evals.tasks import run as tasks_run
 from colajax.evals.tasks.data import read_data
 from colajax.evals.tasks.prompts import read_prompts
 from colajax.evals.tasks.table import tasks_named
+from colajax.sampling.cola import Sampler
 from colajax.sampling.settings import SamplingSettings
 
 SETTINGS = SamplingSettings(temperature=0.0)
@@ -180,3 +186,62 @@ def test_damaged_settings_are_named(content, data, tmp_path):
     (tmp_path / "out" / "settings.json").write_text(content)
     with pytest.raises(UserError, match=r"settings\.json: damaged"):
         evaluate(data, tmp_path / "out", Echo())
+
+
+# python -c KILLED BATCH, and what tools/evaluate.py is given: the process kills itself while it writes that batch.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "tools")
+import evaluate
+from colajax.errors import run_main
+from colajax.evals.tasks.generations import Generations
+at, add = int(sys.argv.pop(1)), Generations.add
+def half_and_kill(self, outputs):
+    global at
+    at -= 1
+    if at >= 0:
+        return add(self, outputs)
+    with open(self._file, "ab") as file:
+        file.write(outputs[0].line().encode()[:-20])
+    os.kill(os.getpid(), signal.SIGKILL)
+Generations.add = half_and_kill
+run_main(evaluate.main)
+"""
+
+
+def test_a_killed_process_goes_on_with_a_real_model(things, tmp_path, monkeypatch, capsys):
+    """Prompts and batches of one size, for which there is one program to compile."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, count in (("lambada", 4), ("squad", 7)):
+        rows = [{"id": i, "context": "", "question": f"Anna {i}", "answer": "x"} for i in range(count)]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (data / "prompts.json").write_text(json.dumps({"templates": dict.fromkeys(("lambada", "squad"), "{question}")}))
+    given = ["--workdir", str(things / "joint"), "--tasks", "squad,lambada", "--data", str(data), "--prompts",
+             str(data / "prompts.json"), "--steps", "2", "--guidance", "1", "--batch_size", "4"]  # fmt: skip
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, "2", *given, "--out", str(tmp_path / "out")], cwd=tiny_runs.ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    left = (tmp_path / "out" / "generations" / "squad.jsonl").read_bytes()
+    assert left.count(b"\n") == 4
+    assert not left.endswith(b"\n")
+    assert not (tmp_path / "out" / "tasks.json").exists()
+
+    monkeypatch.syspath_prepend(tiny_runs.ROOT / "tools")
+    evaluate = importlib.import_module("evaluate")
+    monkeypatch.setattr(evaluate, "join", lambda: None)
+    asked, generate = [], Sampler.generate
+
+    def noted(self, prompts, settings, *, sample_indices):
+        asked.extend(sample_indices)
+        return generate(self, prompts, settings, sample_indices=sample_indices)
+
+    monkeypatch.setattr(Sampler, "generate", noted)
+    for out in ("out", "whole"):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *given, "--out", str(tmp_path / out)])
+        evaluate.main()
+    assert asked == [4, 5, 6, *range(4), *range(7)]
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert capsys.readouterr().out.count("2 tasks") == 2

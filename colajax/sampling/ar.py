@@ -3,6 +3,7 @@
 Shape letters as in the models. An empty prompt is begun with the end token.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -56,6 +57,8 @@ class ARSampler(BaseSampler):
             over_mesh(self._stretch), donate_argnames="state", out_shardings=(state, replicated(self.mesh))
         )
         self._follow = jax.jit(over_mesh(self._next), donate_argnums=1, out_shardings=state)
+        whole = replicated(self.mesh)
+        self._scores = jax.jit(over_mesh(self._token_scores), out_shardings=(whole, whole))
 
     @staticmethod
     def models(configs: dict, dtype=jnp.float32) -> dict[str, Functional]:
@@ -87,6 +90,19 @@ class ARSampler(BaseSampler):
                 break
         return [answer for answer, _ in answers]
 
+    def log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """Of each (context, continuation), token ids, the log-probability of the continuation behind the context and
+        whether each of its tokens is the best one there. An empty context is begun as an empty prompt is."""
+        if not pairs:
+            return []
+        contexts = self.begun([context for context, _ in pairs])
+        rows = [[*context, *rest] for context, (_, rest) in zip(contexts, pairs, strict=True)]
+        filled, _ = self.filled_up(rows, None)
+        tokens, lengths = self.padded(self.begun(filled))
+        starts = np.array([len(context) for context in contexts] + [1] * (len(filled) - len(rows)), np.int32)
+        log_p, best = self._scores(self.params, tokens, starts, lengths)
+        return [(float(p), bool(b)) for p, b in zip(np.asarray(log_p), np.asarray(best), strict=True)][: len(pairs)]
+
     def probe(self, prompts) -> dict[str, jax.Array]:
         """Behind the prompt, and behind one token more, which reads the prompt from the cache."""
         state = self._begun(self.filled_up(prompts, None)[0], 1)
@@ -109,6 +125,16 @@ class ARSampler(BaseSampler):
         last = jnp.take_along_axis(h, (length_B - 1)[:, None, None], axis=1)
         seen = jnp.zeros((len(tokens_BxT), self.vocab_size), bool)
         return State(with_room(kv, capacity), length_B, model.logits(last)[:, 0], seen)
+
+    def _token_scores(self, params, tokens_BxT, start_B, length_B):
+        """Sums of the log-probabilities of the tokens from start_B to length_B, and whether all are the best."""
+        logits, _ = self._llama.bind(params["llama"])(tokens_BxT)
+        targets, log_p = tokens_BxT[:, 1:], jax.nn.log_softmax(logits[:, :-1])
+        places = jnp.arange(1, tokens_BxT.shape[1])
+        counted = (places >= start_B[:, None]) & (places < length_B[:, None])
+        of_targets = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+        best = log_p.argmax(-1) == targets
+        return jnp.where(counted, of_targets, 0).sum(1), (best | ~counted).all(1)
 
     def _next(self, params, state: State, token_B) -> State:
         """The state behind one token more a sample."""
