@@ -92,6 +92,14 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def baselines(tmp_path_factory, records):
+    """An AR and a LLaDA model, imported as runs and exported again: see exports.export_baselines."""
+    from exports import export_baselines
+
+    return export_baselines(tmp_path_factory.mktemp("baselines"), records / "tokenizer.model")
+
+
+@pytest.fixture(scope="session")
 def things(tmp_path_factory, records):
     """A folder with one of everything that a command reads; only read it."""
     from command_lines import make_things  # which imports every part of the package

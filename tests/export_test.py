@@ -31,7 +31,7 @@ from colajax.train.stored import open_arrays
 @pytest.mark.parametrize("name", FOLDERS)
 def test_there_and_back_gives_the_same_files(exported, name):
     hf = exported[name][1]
-    for kind in layout.KINDS.values():
+    for kind in layout.KINDS["joint"].values():
         ours, theirs = hf / kind.folder, GOLDEN / name / kind.folder
         assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
         config = json.loads((ours / "config.json").read_text())
@@ -54,7 +54,7 @@ def test_bfloat16_there_and_back(exported, tmp_path):
     assert len(model.generate([[1, 2, 3]], max_new_tokens=5)[0]) == 5
     import_run(tmp_path / "hf", tmp_path / "run", config_of("joint"))
     export(tmp_path / "run", tmp_path / "again", run_tokenizer(run), SETTINGS, dtype="bfloat16")
-    for kind in layout.KINDS.values():
+    for kind in layout.KINDS["joint"].values():
         file = pathlib.Path(kind.folder) / "model.safetensors"
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "hf" / file).read_bytes()
 
@@ -202,7 +202,7 @@ def test_other_servers_find_the_parts_and_the_hub_reads_the_card(exported, tmp_p
     for child in hf.iterdir():
         if (child / "config.json").is_file() and list(child.glob("*.safetensors")):
             found[json.loads((child / "config.json").read_text())["model_type"]] = child.name
-    assert found == {kind.model_type: kind.folder for kind in layout.KINDS.values()}
+    assert found == {kind.model_type: kind.folder for kind in layout.KINDS["joint"].values()}
     card = huggingface_hub.ModelCard.load(hf / "README.md").data
     assert (card.license, card.language, card.datasets, card.base_model) == tuple(stated)
     assert (card.pipeline_tag, card.library_name) == ("text-generation", "transformers")

@@ -33,7 +33,7 @@ GOLDEN = ROOT / "tests" / "golden" / "released_shape"
 def checkpoint(tmp_path_factory, records):
     """A random model of the shape of tiny_config("joint"), with the tokenizer of `records`; and its parameters."""
     folder, config, params = tmp_path_factory.mktemp("hf"), tiny_config("joint"), {}
-    for group, kind in layout.KINDS.items():
+    for group, kind in layout.KINDS["joint"].items():
         model = from_mapping(kind.config_class, config[group].to_dict(), group)
         params[group] = tiny_models.random_params(kind, model)
         layout.save(kind, model, params[group], folder / kind.folder)
@@ -96,7 +96,7 @@ def test_what_the_released_config_says_comes_out_again(tmp_path):
     import_run(tmp_path / "hf", tmp_path / "run", tiny_config("joint", "sequence_length=64"))
     export(tmp_path / "run", tmp_path / "out", load_run(tmp_path / "run").tokenizer, {})
     assert (tmp_path / "out" / "cola_dit" / "model.safetensors").read_bytes() == file.read_bytes()
-    for kind in layout.KINDS.values():
+    for kind in layout.KINDS["joint"].values():
         written = json.loads((tmp_path / "out" / kind.folder / "config.json").read_text())
         del written["auto_map"]
         assert written == json.loads((tmp_path / "hf" / kind.folder / "config.json").read_text())
@@ -105,7 +105,7 @@ def test_what_the_released_config_says_comes_out_again(tmp_path):
 @pytest.mark.parametrize("stage", ["vae", "joint"])
 def test_a_vae_without_variance_is_imported_with_the_stages_own_configuration(stage, tmp_path, capsys):
     config = tiny_config(stage)
-    for group, kind in layout.KINDS.items():
+    for group, kind in layout.KINDS["joint"].items():
         if group in config:
             model = from_mapping(kind.config_class, config[group].to_dict(), group)
             if group == "vae":

@@ -21,7 +21,7 @@ from etils import epath
 
 from colajax.errors import UserError, run_main
 from colajax.evals.held_out import evaluate_held_out
-from colajax.evals.model import model_of_export, model_of_run
+from colajax.evals.model import model_of_export, model_of_run, stage_of_export
 from colajax.evals.tasks import report
 from colajax.evals.tasks.data import read_data
 from colajax.evals.tasks.outputs import output_files, score_files
@@ -31,8 +31,7 @@ from colajax.evals.tasks.table import tasks_named
 from colajax.files import check_writable, write_whole
 from colajax.parallel.processes import is_first, join
 from colajax.sampling.base import BaseSampler
-from colajax.sampling.cola import Sampler
-from colajax.sampling.load import family_of, load_run
+from colajax.sampling.load import FAMILIES, family_of, load_run
 from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, named
 
 # What each of the three evaluations has to be given, and what of the others it does without.
@@ -94,7 +93,8 @@ def _tasks(args) -> None:
         raise UserError("--tasks: expected --data, and either --workdir or both of --hf and --out")
     join()
     tasks = tasks_named(args.tasks)
-    settings = _settings(args, Sampler if args.workdir is None else family_of(args.workdir))
+    family = FAMILIES[stage_of_export(args.hf)] if args.workdir is None else family_of(args.workdir)
+    settings = _settings(args, family)
     templates, data = read_prompts(tasks, args.prompts), read_data(tasks, args.data, args.limit)
     check_writable(epath.Path(args.workdir) / "tasks" if args.out is None else args.out)
     model = model_of_export(args.hf) if args.workdir is None else model_of_run(args.workdir, args.step)

@@ -1,16 +1,16 @@
-"""Exports a run to the released Hugging Face layout.
+"""Exports a run to the released Hugging Face layout, or a baseline's to transformers' LLaMA.
 
 python tools/export_hf.py --workdir RUN --out DIR [--step N] [--dtype bfloat16] [--skip_verify]
 
 DIR then holds cola_vae/ and, for a stage 2 run, cola_dit/ (config.json, model.safetensors or shards of 2 GB), the
 PyTorch classes with which AutoModel.from_pretrained(DIR, trust_remote_code=True) loads it, the tokenizer, a model card
 (README.md), manifest.json (sha256 of every tensor) and, where torch is installed, certificate.json: that it computes
-what the run computes. It appears under its name only when complete. A run that does not fit in memory twice is exported
-with --skip_verify: the export itself holds one shard at a time. Every path may be in a bucket (gs://); then a shard
-passes through TMPDIR, for the comparison the whole export.
+what the run computes. Of an AR run it holds a LlamaForCausalLM, which AutoModelForCausalLM loads with no code of ours,
+of a LLaDA run one model with classes of ours (AutoModelForMaskedLM). It appears under its name only when complete. A
+run that does not fit in memory twice is exported with --skip_verify: the export itself holds one shard at a time. Every
+path may be in a bucket (gs://); then a shard passes through TMPDIR, for the comparison the whole export.
 """
 
-import dataclasses
 import importlib.util
 
 from colajax.command_line import Parser, begin
@@ -22,8 +22,14 @@ from colajax.errors import run_main
 from colajax.evals.export_parity import verify
 from colajax.hf.export import export
 from colajax.hf.model_card import Stated
-from colajax.sampling.load import run_tokenizer
-from colajax.sampling.settings import SamplingSettings
+from colajax.sampling.load import FAMILIES, run_tokenizer
+from colajax.train.kept import run_config
+
+
+def generation_settings(workdir) -> dict:
+    """Of the run's family; none of a text VAE alone."""
+    family = FAMILIES.get(run_config(workdir)["stage"])
+    return {} if family is None else {name: getattr(family.settings({}), name) for name in family.SETTINGS}
 
 
 def main() -> None:
@@ -46,7 +52,7 @@ def main() -> None:
     else:
         print("not verified: no torch and transformers here (pip install '.[torch]', then tools/verify_export.py)")
     step = export(
-        args.workdir, args.out, run_tokenizer(args.workdir), dataclasses.asdict(SamplingSettings()),
+        args.workdir, args.out, run_tokenizer(args.workdir), generation_settings(args.workdir),
         step=args.step, dtype=args.dtype, check=check,
         stated=Stated(args.license, args.language, args.dataset, args.base_model),
     )  # fmt: skip

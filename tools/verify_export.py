@@ -2,10 +2,10 @@
 
 python tools/verify_export.py --workdir RUN --hf DIR [--tolerance 1e-4]
 
-Prints the largest difference of encoding, decoding, velocity and a short generation from the same noise (as a share of
-the largest value where that is above 1), and writes certificate.json into DIR. Status 2 above the tolerance; a
-generation may differ by more where the run itself magnifies rounding. Needs torch and transformers
-(pip install '.[torch]').
+Prints the largest difference of encoding, decoding, velocity and a short generation from the same noise, or of a
+baseline's logits and greedy text (as a share of the largest value where that is above 1), and writes certificate.json
+into DIR. Status 2 above the tolerance; a generation may differ by more where the run itself magnifies rounding. Needs
+torch and transformers (pip install '.[torch]').
 """
 
 from colajax.command_line import Parser, begin

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+from itertools import zip_longest
 from typing import NamedTuple
 
 import jax
@@ -17,13 +18,14 @@ from etils import epath
 
 from colajax.data.tokenizer import pad_id_of
 from colajax.errors import UserError
+from colajax.evals import llama_parity
 from colajax.files import read_json, write_whole
 from colajax.hf import layout, shards
-from colajax.hf.export import MANIFEST
+from colajax.hf.export import MANIFEST, kinds_of
 from colajax.hf.local_files import fetched
 from colajax.models.config import from_mapping
 from colajax.sampling.cola import Sampler
-from colajax.sampling.load import run_tokenizer
+from colajax.sampling.load import FAMILIES, run_tokenizer
 from colajax.sampling.settings import SamplingSettings
 from colajax.train.checkpoint import reading
 from colajax.train.kept import run_config
@@ -91,11 +93,12 @@ def _version(package: str) -> str | None:
 def _wrong_digests(hf: pathlib.Path, manifest: dict) -> int:
     """How many tensors of the files are not what the manifest says, missing and unknown ones included."""
     found = {}
-    for file in sorted(hf.glob("cola_*/*.safetensors")):
+    for file in sorted([*hf.glob("*.safetensors"), *hf.glob("cola_*/*.safetensors")]):
         with safetensors.safe_open(str(file), framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (a safetensors handle is no mapping)
                 data = tensors.get_tensor(name).reshape(-1).view(np.uint8)
-                found[f"{file.parent.name}/{name}"] = hashlib.sha256(data).hexdigest()
+                place = (file.parent.relative_to(hf) / name).as_posix()
+                found[place] = hashlib.sha256(data).hexdigest()
     return len({*found.items()} ^ {*manifest["sha256"].items()})
 
 
@@ -105,21 +108,27 @@ def _compare(workdir, hf: pathlib.Path, manifest: dict) -> list[Difference]:
     dtype = shards.DTYPES[manifest["dtype"]]
     with reading(workdir, step):
         params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), params)
-    config_of = lambda g: from_mapping(layout.KINDS[g].config_class, config[g], f"{workdir}: {g}")  # noqa: E731
-    configs = {group: config_of(group) for group in params}
-    rng = np.random.default_rng(0)
-    model = _load(hf if "dit" in params else hf / layout.VAE.folder)
-    table = _compare_vae(configs["vae"], params["vae"], model.vae if "dit" in params else model, rng)
-    if "dit" in params:
-        table += _compare_dit(configs["dit"], params["dit"], model.dit, rng)
-        tokenizer = run_tokenizer(workdir)
-        pad = pad_id_of(tokenizer, configs["vae"].vocab_size)
-        sampler = Sampler(
-            configs["vae"], configs["dit"], params["vae"], params["dit"], pad_id=pad, eos_id=tokenizer.eos_id,
-            token_count=tokenizer.vocab_size,
-        )
-        table += _compare_generation(sampler, model, rng)
-    return table
+    configs = {
+        group: from_mapping(kind.config_class, config[group], f"{workdir}: {group}")
+        for group, kind in kinds_of(workdir, config).items()
+    }
+    rng, stage = np.random.default_rng(0), config["stage"]
+    if stage == "vae":
+        return _compare_vae(configs["vae"], params["vae"], _load(hf / layout.VAE.folder), rng)
+    tokenizer = run_tokenizer(workdir)
+    sampler = FAMILIES[stage].of(
+        configs, params, pad_id=pad_id_of(tokenizer, next(iter(configs.values())).vocab_size), eos_id=tokenizer.eos_id,
+        token_count=tokenizer.vocab_size,
+    )  # fmt: skip
+    if stage in llama_parity.MODELS:
+        logits, texts = llama_parity.outputs(stage, sampler, hf, rng)
+        differ = sum(a != b for ours, theirs in zip(*texts, strict=True) for a, b in zip_longest(ours, theirs))
+        table = [Difference("logits", _difference(*logits, least=1e-30))]
+        return [*table, Difference("generation: tokens that differ", differ)]
+    model = _load(hf)
+    table = _compare_vae(configs["vae"], params["vae"], model.vae, rng)
+    table += _compare_dit(configs["dit"], params["dit"], model.dit, rng)
+    return table + _compare_generation(sampler, model, rng)
 
 
 def _load(folder: pathlib.Path):
@@ -133,11 +142,11 @@ def _load(folder: pathlib.Path):
     ).eval()
 
 
-def _difference(ours, theirs) -> float:
-    """The largest absolute difference, as a share of the largest value where that is above 1: float32 rounds in
+def _difference(ours, theirs, least: float = 1.0) -> float:
+    """The largest absolute difference, as a share of the largest value where that is above `least`: float32 rounds in
     proportion, and a trained model's logits are tens."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
-    return float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
+    return float(np.abs(ours - theirs).max() / max(least, np.abs(ours).max()))
 
 
 def _compare_vae(config, params: dict, model, rng) -> list[Difference]:

@@ -8,10 +8,10 @@ from etils import epath
 from colajax.data.tokenizer import Tokenizer
 from colajax.errors import UserError
 from colajax.hf import layout
-from colajax.hf.import_run import export_tokenizer, groups_in
+from colajax.hf.import_run import export_tokenizer
 from colajax.parallel.mesh import make_mesh
+from colajax.sampling import load as sampling
 from colajax.sampling.base import EVERY_DEVICE, BaseSampler
-from colajax.sampling.cola import Sampler
 from colajax.sampling.load import checked_sampler, load_run
 from colajax.train.fingerprint import fingerprint
 
@@ -47,13 +47,24 @@ def model_of_run(workdir: epath.PathLike, step: int | None = None) -> Model:
 
 def model_of_export(hf: epath.PathLike) -> Model:
     """An export or a released checkpoint, in the precision that its config.json names. UserError on anything else."""
-    folders, tokenizer = groups_in(hf), export_tokenizer(hf)
-    if "dit" not in folders:
+    stage = stage_of_export(hf)
+    tokenizer, kinds = export_tokenizer(hf), layout.KINDS[stage]
+    models = {group: layout.load(kind, epath.Path(hf) / kind.folder) for group, kind in kinds.items()}
+    configs = {group: model.config for group, model in models.items()}
+    vocabulary, found = next(iter(configs.values())).vocab_size, [*models.values()][-1].json
+    if tokenizer.vocab_size > vocabulary:
+        raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the model has only {vocabulary}")
+    dtype = found.get("dtype") or found.get("torch_dtype") or "float32"
+    sampler = checked_sampler(
+        sampling.FAMILIES[stage], configs, {group: model.params for group, model in models.items()}, tokenizer,
+        dtype=dtype, mesh=make_mesh(EVERY_DEVICE),
+    )  # fmt: skip
+    return Model(sampler, tokenizer, FAMILIES[stage], None, dtype)
+
+
+def stage_of_export(hf: epath.PathLike) -> str:
+    """The stage of the runs that an export is of. Raises UserError where no text is generated from it."""
+    stage = layout.stage_in(hf)
+    if stage not in FAMILIES:
         raise UserError(f"{hf}: no {layout.DIT.folder}/ there; text is generated from a VAE with its prior")
-    vae, dit = (layout.load(layout.KINDS[group], folders[group]) for group in ("vae", "dit"))
-    if tokenizer.vocab_size > vae.config.vocab_size:
-        raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the VAE has only {vae.config.vocab_size}")
-    dtype = dit.json.get("dtype") or dit.json.get("torch_dtype") or "float32"
-    configs, params = {"vae": vae.config, "dit": dit.config}, {"vae": vae.params, "dit": dit.params}
-    sampler = checked_sampler(Sampler, configs, params, tokenizer, dtype=dtype, mesh=make_mesh(EVERY_DEVICE))
-    return Model(sampler, tokenizer, "cola", None, dtype)
+    return stage

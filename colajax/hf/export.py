@@ -4,6 +4,7 @@ import datetime
 import json
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 from etils import epath
 
@@ -19,14 +20,35 @@ from colajax.train.kept import run_config
 from colajax.train.stored import open_arrays
 
 _CODE = pathlib.Path(__file__).parent / "pytorch"
-# What each folder's classes import, and transformers' names for them.
+
+
+class _Code(NamedTuple):
+    """The files of a folder's classes, and transformers' names for these."""
+
+    files: tuple[str, ...] = ()
+    auto_map: dict | None = None
+
+
 _SHARED = ("configuration_cola.py", "layers_cola.py")
+_LLADA = "modeling_llada.LladaModel"
 _PART_CODE = {
-    "vae": ((*_SHARED, "modeling_cola_text_vae.py"), "ColaTextVAEConfig", "modeling_cola_text_vae.ColaTextVAEModel"),
-    "dit": ((*_SHARED, "modeling_cola_dit.py"), "ColaDiTConfig", "modeling_cola_dit.ColaDiTModel"),
+    layout.VAE.model_type: _Code(
+        (*_SHARED, "modeling_cola_text_vae.py"),
+        {"AutoConfig": "configuration_cola.ColaTextVAEConfig", "AutoModel": "modeling_cola_text_vae.ColaTextVAEModel"},
+    ),
+    layout.DIT.model_type: _Code(
+        (*_SHARED, "modeling_cola_dit.py"),
+        {"AutoConfig": "configuration_cola.ColaDiTConfig", "AutoModel": "modeling_cola_dit.ColaDiTModel"},
+    ),
+    layout.AR.model_type: _Code(),  # transformers' own
+    layout.LLADA.model_type: _Code(
+        ("configuration_llada.py", "layers_cola.py", "tokens_cola.py", "modeling_llada.py"),
+        {"AutoConfig": "configuration_llada.LladaConfig", "AutoModel": _LLADA, "AutoModelForMaskedLM": _LLADA},
+    ),
 }
 _WHOLE_CODE = (
-    *_SHARED, "modeling_cola_text_vae.py", "modeling_cola_dit.py", "generation_cola.py", "modeling_cola.py",
+    *_SHARED, "modeling_cola_text_vae.py", "modeling_cola_dit.py", "tokens_cola.py", "generation_cola.py",
+    "modeling_cola.py",
 )  # fmt: skip
 MANIFEST = "manifest.json"
 IMPORTED = "imported.json"  # in a workdir: what an import found in config.json and keeps for an export
@@ -50,10 +72,9 @@ def export(
     step, params = open_arrays(workdir, step)
     written_tokenizer = tokenizer_json(tokenizer)
     with whole(out, last=MANIFEST) as partial:
-        partial.mkdir()
         try:
             with reading(workdir, step):
-                digests = _write_models(partial, workdir, config, params, dtype)
+                digests = _write_models(partial, workdir, config, params, tokenizer, dtype)
         except FloatingPointError as error:
             raise UserError(f"{workdir}: step {step} cannot be exported: {error}; name another step") from None
         (partial / "tokenizer.json").write_text(written_tokenizer)
@@ -61,9 +82,11 @@ def export(
         if isinstance(tokenizer, SentencePieceTokenizer):
             # An import finds the very tokenizer that the records were made with.
             (partial / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
-        if "dit" in params:
-            _write_whole(partial, config, tokenizer, settings, dtype)
-        (partial / "README.md").write_text(model_card(workdir, config, step, dtype, list(params), stated))
+        if config["stage"] == "joint":
+            _write_whole(partial, config, tokenizer, dtype)
+        if config["stage"] != "vae":
+            _write_generation(partial, config, tokenizer, settings)
+        (partial / "README.md").write_text(model_card(workdir, config, step, dtype, stated))
         made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest = {"format_version": 1, "step": step, "dtype": dtype, "made": made, "sha256": digests}
         _write_json(partial / MANIFEST, manifest)
@@ -72,43 +95,72 @@ def export(
     return step
 
 
-def _write_models(partial: epath.Path, workdir, config: dict, params: dict, dtype: str) -> dict[str, str]:
+def _write_models(
+    partial: epath.Path, workdir, config: dict, params: dict, tokenizer: Tokenizer, dtype: str
+) -> dict[str, str]:
     """The folder of each part. Returns {"cola_vae/encoder.wte.weight": sha256, ...}."""
     kept = epath.Path(workdir) / IMPORTED
     imported = read_json(kept) if kept.exists() else {}
-    digests = {}
-    for group, tree in params.items():
-        if group not in layout.KINDS:
-            raise UserError(f"{workdir}: a parameter group {group!r}; an export knows {', '.join(layout.KINDS)}")
-        kind = layout.KINDS[group]
-        code, config_class, model_class = _PART_CODE[group]
+    digests, kinds = {}, kinds_of(workdir, config)
+    inert = {"token_count": tokenizer.vocab_size, **_special_ids(config, tokenizer)}
+    for group, kind in kinds.items():
+        tree, code = params[group], _PART_CODE[kind.model_type]
         found = imported.get(kind.folder, {})
+        trained = {"max_position_embeddings": config["sequence_length"]} | found.get("config", {})
+        inert["max_position_embeddings"] = trained["max_position_embeddings"]
         saved = layout.save(
             kind, from_mapping(kind.config_class, config[group], f"{workdir}: {group}"), tree, partial / kind.folder,
             dtype=dtype, found=found.get("config"), tables=layout.as_tables(found.get("tables", {})),
-            auto_map={"AutoConfig": f"configuration_cola.{config_class}", "AutoModel": model_class},
+            auto_map=code.auto_map, inert={key: value for key, value in inert.items() if key in kind.inert},
         )  # fmt: skip
-        digests |= {f"{kind.folder}/{name}": digest for name, digest in saved.items()}
-        for file in code:
+        digests |= {str(pathlib.PurePosixPath(kind.folder, name)): digest for name, digest in saved.items()}
+        for file in code.files:
             (partial / kind.folder / file).write_bytes((_CODE / file).read_bytes())
     return digests
 
 
-def _write_whole(partial: epath.Path, config: dict, tokenizer: Tokenizer, settings: dict, dtype: str) -> None:
-    """What makes one model of the two parts: its configuration, its classes, its generation settings."""
-    special = {"pad_token_id": pad_id_of(tokenizer, config["vae"]["vocab_size"]), "eos_token_id": tokenizer.eos_id}
+def kinds_of(workdir, config: dict) -> dict[str, layout.Kind]:
+    """The models of a run by parameter group. Raises UserError on a stage that has no layout."""
+    if config["stage"] not in layout.KINDS:
+        raise UserError(f"{workdir}: a run of stage {config['stage']!r}; an export knows {', '.join(layout.KINDS)}")
+    return layout.KINDS[config["stage"]]
+
+
+def _special_ids(config: dict, tokenizer: Tokenizer) -> dict:
+    """An empty prompt of AR and LLaDA is begun with the end token."""
+    vocabulary = config[next(iter(layout.KINDS[config["stage"]]))]["vocab_size"]
+    ids = {"pad_token_id": pad_id_of(tokenizer, vocabulary), "eos_token_id": tokenizer.eos_id}
+    return ids | ({} if "vae" in config else {"bos_token_id": tokenizer.eos_id})
+
+
+def _write_whole(partial: epath.Path, config: dict, tokenizer: Tokenizer, dtype: str) -> None:
+    """What makes one model of Cola's two parts: its configuration and its classes."""
     whole = {
         "model_type": "cola_dlm",
         "token_count": tokenizer.vocab_size,
         "architectures": ["ColaModel"],
         "auto_map": {"AutoConfig": "configuration_cola.ColaConfig", "AutoModel": "modeling_cola.ColaModel"},
         "dtype": dtype,
-        **special,
+        **_special_ids(config, tokenizer),
     }
     _write_json(partial / "config.json", whole)
-    _write_json(partial / "generation_config.json", settings | special | {"do_sample": True})
     for file in _WHOLE_CODE:
         (partial / file).write_bytes((_CODE / file).read_bytes())
+
+
+def _write_generation(partial: epath.Path, config: dict, tokenizer: Tokenizer, settings: dict) -> None:
+    """generation_config.json: the settings, and for AR in transformers' own terms."""
+    written = settings | _special_ids(config, tokenizer) | {"do_sample": True}
+    if config["stage"] == "ar":
+        written = {key: value for key, value in written.items() if key != "seed"}
+        if settings.get("temperature") == 0:
+            written = {key: value for key, value in written.items() if key not in ("temperature", "top_k", "top_p")}
+            written["do_sample"] = False
+        if without_text := list(range(tokenizer.vocab_size, config["llama"]["vocab_size"])):
+            written["suppress_tokens"] = without_text
+    if config["stage"] == "llada" and "steps" in settings and settings["steps"] == settings.get("max_new_tokens"):
+        del written["steps"]  # as many as tokens, however many these are
+    _write_json(partial / "generation_config.json", written)
 
 
 def _write_json(path: epath.Path, content: dict) -> None:

@@ -13,20 +13,10 @@ from colajax.errors import UserError
 from colajax.files import check_writable, whole
 from colajax.hf import layout, names
 from colajax.hf.export import IMPORTED
-from colajax.models.config import DiTConfig
 from colajax.stages import stage_of
 from colajax.train.optimizer import optimizer_of
 from colajax.train.state import state_shapes
 from colajax.train.stored import create_zeros, open_arrays
-
-
-def groups_in(hf) -> dict[str, epath.Path]:
-    """The parameter groups that a checkpoint holds, with their folders. UserError where there is no text VAE."""
-    found = {group: epath.Path(hf) / kind.folder for group, kind in layout.KINDS.items()}
-    found = {group: folder for group, folder in found.items() if folder.is_dir()}
-    if "vae" not in found:
-        raise UserError(f"{hf}: no {layout.VAE.folder}/ there; expected a checkpoint in the released layout")
-    return found
 
 
 def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
@@ -41,24 +31,24 @@ def import_run(hf, workdir, config: ConfigDict, *, step: int = 0) -> None:
     if workdir.exists():
         raise UserError(f"{workdir}: exists; remove it or name another folder")
     check_writable(workdir)
-    folders = groups_in(hf)
-    opened = {group: layout.open_model(layout.KINDS[group], folder) for group, folder in folders.items()}
-    expected = "joint" if "dit" in opened else "vae"
+    expected = layout.stage_in(hf)
+    kinds = layout.KINDS[expected]
+    opened = {group: layout.open_model(kind, epath.Path(hf) / kind.folder) for group, kind in kinds.items()}
     if config.stage != expected:
         raise UserError(f"{hf}: fits a configuration of stage {expected!r}, this one is of {config.stage!r}")
     config = ConfigDict(config.to_dict())
     for group, model in opened.items():
         config[group] = dataclasses.asdict(model.config)
-    if expected == "joint" and opened["dit"].config != DiTConfig():
-        config.compute_params = 0  # the configuration's is that of the released model
-    if not config.vae.use_variation:
+    if any(model.config != type(model.config)() for group, model in opened.items() if group != "vae"):
+        config.compute_params = 0  # the configuration's is that of the paper's model
+    if "vae" in opened and not config.vae.use_variation:
         _without_variance(config.objective, hf)
     tokenizer = export_tokenizer(hf)
 
     def write(partial: epath.Path) -> None:
         for group, model in opened.items():
-            write_group(partial, group, names.from_hf(layout.KINDS[group].names, model.shapes, model.read))
-        kept = {layout.KINDS[group].folder: {"config": model.json, "tables": layout.as_lists(model.tables)}
+            write_group(partial, group, names.from_hf(kinds[group].names, model.shapes, model.read))
+        kept = {kinds[group].folder: {"config": model.json, "tables": layout.as_lists(model.tables)}
                 for group, model in opened.items()}  # fmt: skip
         (partial / IMPORTED).write_text(json.dumps(kept, indent=2) + "\n")
 
@@ -76,9 +66,9 @@ def make_run(
     config.optimizer.rewarm_from = step  # its moments are fresh
     if not 0 <= step < config.total_steps:
         raise UserError(f"step is {step}: expected 0 to config.total_steps - 1 ({config.total_steps - 1})")
-    vocabulary = config.vae.vocab_size
+    vocabulary = config[stage_of(config).groups[0]].vocab_size
     if tokenizer.vocab_size > vocabulary:
-        raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the VAE's vocabulary has only {vocabulary}")
+        raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the model's vocabulary has {vocabulary}")
     stage = stage_of(config)(config, pad_id_of(tokenizer, vocabulary))
     shapes = state_shapes(stage, optimizer_of(config, stage))
     with whole(workdir, last="config.json") as partial:
@@ -115,4 +105,4 @@ def export_tokenizer(hf) -> Tokenizer:
     for name in ("tokenizer.model", "tokenizer.json"):
         if (path := epath.Path(hf) / name).exists():
             return load_tokenizer(path)
-    raise UserError(f"{hf}: no tokenizer.json there; expected one beside {layout.VAE.folder}/")
+    raise UserError(f"{hf}: no tokenizer.json there; expected one beside the model")

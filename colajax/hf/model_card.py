@@ -45,6 +45,64 @@ tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 
 `vae.encode(input_ids)` gives the mean and log-variance of the latents, `vae.decode(z)` token logits.
 '''
+_USE_AR = '''## Use
+
+Needs torch and transformers, and nothing else.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+for prompt in ("Once upon a time", "The weather today"):
+    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
+    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_special_tokens=True))
+```
+
+A LlamaForCausalLM: what serves LLaMA serves it. A document begins behind an end of text.
+'''
+_USE_LLADA = '''## Use
+
+Needs torch and transformers, and nothing else.
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+prompts = ["Once upon a time", "The weather today"]
+inputs = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+for given, answer in zip(inputs, model.generate(inputs, max_new_tokens=32)):
+    print(tokenizer.decode(given + answer))
+```
+
+`generate(input_ids, attention_mask=None, **settings)` returns the new token ids of each prompt: exactly max_new_tokens,
+or fewer where the end token comes first. Settings: max_new_tokens, steps (in all; by default as many as tokens),
+block_length (tokens that are uncovered before those behind them; 0 is the whole answer), guidance (1 is none),
+temperature (0 takes the best token), top_k, top_p, repetition_penalty, seed; their defaults are in
+generation_config.json. `model(input_ids).logits` are of every token from all others; id vocab_size is a masked one.
+'''
+
+
+class _Card(NamedTuple):
+    """What a card says of a run of a stage."""
+
+    title: str
+    first: str  # what it is
+    tags: list[str]
+    use: str
+    pipeline: str = "text-generation"
+
+
+_COLA = "A continuous latent diffusion language model"
+_CARDS = {
+    "vae": _Card("Cola DLM: text VAE (stage 1)", _COLA, ["cola-dlm", "diffusion"], _USE_VAE, "feature-extraction"),
+    "joint": _Card("Cola DLM: text VAE and block-causal DiT prior", _COLA, ["cola-dlm", "diffusion"], _USE),
+    "ar": _Card("AR: LLaMA", "The autoregressive baseline of Cola DLM", ["llama"], _USE_AR),
+    "llada": _Card(
+        "LLaDA: bidirectional LLaMA", "The masked diffusion baseline of Cola DLM", ["llada", "diffusion"], _USE_LLADA
+    ),
+}
 
 
 class Stated(NamedTuple):
@@ -59,21 +117,19 @@ class Stated(NamedTuple):
 NOTHING = Stated()
 
 
-def model_card(workdir, config: dict, step: int, dtype: str, groups: list[str], stated: Stated) -> str:
+def model_card(workdir, config: dict, step: int, dtype: str, stated: Stated) -> str:
     """The card of a run's export. workdir: its metrics are read up to `step`, if it has any."""
-    whole = "dit" in groups
-    what = "text VAE and block-causal DiT prior" if whole else "text VAE (stage 1)"
+    card = _CARDS[config["stage"]]
     metadata = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation" if whole else "feature-extraction",
-        "tags": ["cola-dlm", "diffusion", "arxiv:2605.06548"],
+        "pipeline_tag": card.pipeline,
+        "tags": [*card.tags, "arxiv:2605.06548"],
         **{key: value for key, value in stated._asdict().items() if value},
     }
     # JSON is YAML.
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---", ""]
-    lines += [f"# Cola DLM: {what}", ""]
-    lines += [f"A continuous latent diffusion language model ({_PAPER}), exported by colajax.", ""]
-    lines += [(_USE if whole else _USE_VAE).format(name="PATH_OF_THIS_FOLDER"), "## Training", ""]
+    lines += [f"# {card.title}", "", f"{card.first} ({_PAPER}), exported by colajax.", ""]
+    lines += [card.use.format(name="PATH_OF_THIS_FOLDER"), "## Training", ""]
     tokens = step * config["batch_size"] * config["sequence_length"]
     train, evaluation = _metrics(workdir, step)
     facts = {

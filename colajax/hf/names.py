@@ -1,4 +1,5 @@
-"""The released tensor names, as one table a model: (HF name, our path, how the array is turned).
+"""The released tensor names, and those of transformers' LLaMA, as one table a model: (HF name, our path, how the array
+is turned).
 
 `{i}` in a name is the layer; our arrays of stacked layers carry that layer on their leading axis. A row whose path a
 configuration does not have (a bias it leaves out) is passed over.
@@ -82,6 +83,22 @@ DIT_NAMES = [
     *_norm("txt_out_norm", "out_norm"),
     *_linear("txt_out_ada.out_in.1", "out_in/linear"),
     *_linear("txt_out.proj", "head"),
+]
+
+# transformers' LlamaForCausalLM; LLaDA's classes have the same names, and a row more in the embedding.
+LLAMA_NAMES = [
+    ("model.embed_tokens.weight", "embedding/embedding", SAME),
+    ("model.layers.{i}.input_layernorm.weight", "blocks/norm_attn/scale", SAME),
+    ("model.layers.{i}.self_attn.q_proj.weight", "blocks/query/kernel", KERNEL),
+    ("model.layers.{i}.self_attn.k_proj.weight", "blocks/key/kernel", KERNEL),
+    ("model.layers.{i}.self_attn.v_proj.weight", "blocks/value/kernel", KERNEL),
+    ("model.layers.{i}.self_attn.o_proj.weight", "blocks/out/kernel", KERNEL),
+    ("model.layers.{i}.post_attention_layernorm.weight", "blocks/norm_ffn/scale", SAME),
+    ("model.layers.{i}.mlp.gate_proj.weight", "blocks/gate/kernel", KERNEL),
+    ("model.layers.{i}.mlp.up_proj.weight", "blocks/up/kernel", KERNEL),
+    ("model.layers.{i}.mlp.down_proj.weight", "blocks/down/kernel", KERNEL),
+    ("model.norm.weight", "norm/scale", SAME),
+    ("lm_head.weight", "head/kernel", KERNEL),
 ]
 
 

@@ -134,7 +134,7 @@ class LLaDASampler(BaseSampler):
                 logits = alone + guidance * (logits - alone)
             keys = sample_keys(seed, Purpose.GENERATION_TOKENS, block * steps + step, indices_B)
             drawn = token_choice.choose(self.text_alone(logits), seen, keys, **choice)
-            certainty = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)[..., 0]
+            certainty = odds_of(logits, drawn)
             now = jnp.take_along_axis(tokens, places, axis=1)
             kept = most_certain(certainty, now == mask, size // steps + (step < size % steps))
             tokens = tokens.at[sample, places].set(jnp.where(kept, drawn, now))
@@ -154,6 +154,14 @@ def block_schedule(settings: SamplingSettings) -> tuple[int, int]:
     if settings.steps % blocks:
         raise UserError(f"steps is {settings.steps}: expected a multiple of the {blocks} blocks of {size} tokens")
     return size, min(size, settings.steps // blocks)
+
+
+def odds_of(logits_BxSxV, token_BxS):
+    """log p / (1 - p) of tokens, p under the plain softmax, (B, S). It is as p is, and where p rounds to 1, which a
+    trained model's often do, it still tells the more certain one."""
+    is_token = jnp.arange(logits_BxSxV.shape[-1]) == token_BxS[..., None]
+    own = jnp.take_along_axis(logits_BxSxV, token_BxS[..., None], axis=-1)[..., 0]
+    return own - jax.nn.logsumexp(jnp.where(is_token, -jnp.inf, logits_BxSxV), axis=-1)
 
 
 def most_certain(certainty_BxS, masked_BxS, count):

@@ -6,46 +6,13 @@ Letters: B samples, S latents of a block, D latent channels, V vocabulary.
 import torch
 
 from .layers_cola import append, block_causal_mask, cached_mask, grow
+from .tokens_cola import answer, as_lists, choose, settings_of, with_text
 
 # generate() takes these; an export's generation_config.json may set others.
 DEFAULTS = {
     "max_new_tokens": 32, "steps": 16, "guidance": 7.0, "temperature": 1.0, "top_k": 50, "top_p": 0.9,
     "repetition_penalty": 1.0, "seed": 0,
 }  # fmt: skip
-# What the released code and others call a setting.
-OTHER_NAMES = {"guidance_scale": "guidance", "timestep_num": "steps", "diffusion_steps": "steps"}
-
-
-def penalise(logits, seen, penalty):
-    """Makes tokens already seen less likely. logits: (B, T, V); seen: (B, V)."""
-    lowered = torch.where(logits < 0, logits * penalty, logits / penalty)
-    return torch.where(seen[:, None], lowered, logits)
-
-
-def restrict(scores, top_k, top_p):
-    """-inf outside the top_k best and, of those, outside the smallest set of probability top_p. scores: (..., V)."""
-    if top_k:
-        last = scores.topk(min(top_k, scores.shape[-1]), dim=-1).values[..., -1:]
-        scores = scores.masked_fill(scores < last, float("-inf"))
-    if top_p < 1:
-        ordered = scores.sort(dim=-1, descending=True).values
-        probabilities = ordered.softmax(dim=-1)
-        kept = (probabilities.cumsum(dim=-1) - probabilities < top_p) & (ordered > float("-inf"))
-        threshold = ordered.masked_fill(~kept, float("inf")).amin(dim=-1, keepdim=True)
-        scores = scores.masked_fill(scores < threshold, float("-inf"))
-    return scores
-
-
-def choose(logits, seen, generators, temperature, top_k, top_p, repetition_penalty):
-    """Tokens (B, T) of logits (B, T, V): penalty, temperature, top-k, top-p; temperature 0 takes the best token."""
-    scores = penalise(logits, seen, repetition_penalty)
-    if temperature == 0:
-        return scores.argmax(dim=-1)
-    probabilities = restrict(scores / temperature, top_k, top_p).softmax(dim=-1).cpu()
-    drawn = [torch.multinomial(p, 1, generator=g)[:, 0] for p, g in zip(probabilities, generators, strict=True)]
-    return torch.stack(drawn).to(logits.device)
-
-
 class ColaGeneration:
     """What ColaModel has beside its two parts, `vae` and `dit`."""
 
@@ -73,24 +40,16 @@ class ColaGeneration:
         for _, tokens in self.generate_blocks(prompts, blocks, noise=noise, **settings):
             for sample, new in zip(produced, tokens.tolist(), strict=True):
                 sample.extend(new)
-            answers = [self._answer(sample[skip:], budget) for sample, skip in zip(produced, given, strict=True)]
+            end, samples = self.config.eos_token_id, zip(produced, given, strict=True)
+            answers = [answer(sample[skip:], budget, end) for sample, skip in samples]
             if all(ended for _, ended in answers):
                 break
-        return [answer for answer, _ in answers]
+        return [new for new, _ in answers]
 
     def settings(self, **given):
         """Every setting of `generate`: given, or as in generation_config.json, under these names or OTHER_NAMES.
         ValueError on an unknown name and on two names with two values."""
-        unknown = sorted(set(given) - {*DEFAULTS, *OTHER_NAMES})
-        if unknown:
-            raise ValueError(f"generate() got {', '.join(unknown)}: expected some of {', '.join(DEFAULTS)}")
-        kept = {key: getattr(self.generation_config, key, None) for key in (*DEFAULTS, *OTHER_NAMES)}
-        kept = {key: value for key, value in kept.items() if value is not None}
-        settings = {**DEFAULTS, **_own_names(kept), **_own_names(given)}
-        for key in ("max_new_tokens", "steps"):
-            if settings[key] < 1:
-                raise ValueError(f"{key} is {settings[key]!r}: expected at least 1")
-        return settings
+        return settings_of(DEFAULTS, self.generation_config, given)
 
     @torch.no_grad()
     def generate_blocks(
@@ -115,18 +74,14 @@ class ColaGeneration:
             positions = state.finished[:, None] + torch.arange(size, device=device)
             mask = cached_mask(state.finished, state.decoder[0][0].shape[2], size)
             logits, decoder_kv = self.vae.decoder(z, positions=positions, mask=mask, cache=state.decoder)
-            tokens = choose(self._with_text(logits), seen, generators, temperature, top_k, top_p, repetition_penalty)
+            candidates = with_text(logits, self.config)
+            tokens = choose(candidates, seen, generators, temperature, top_k, top_p, repetition_penalty)
             _, dit_kv = self.dit(z, torch.zeros_like(z[..., 0]), positions, mask, state.dit)
             append(state.decoder, decoder_kv, state.finished)
             append(state.dit, dit_kv, state.finished)
             state.finished, state.clean_count = state.finished + size, torch.zeros_like(state.clean_count)
             seen.scatter_(1, tokens, True)
             yield logits, tokens
-
-    def _with_text(self, logits):
-        """-inf for ids that the tokenizer has no piece for: the vocabulary may be larger (config.token_count)."""
-        count = getattr(self.config, "token_count", None) or logits.shape[-1]
-        return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= count, float("-inf"))
 
     def _prefill(self, prompts, blocks):
         """Encodes the prompts and fills both caches with their prefixes: the whole blocks of prompt latents."""
@@ -172,22 +127,6 @@ class ColaGeneration:
         latents = -(-length // self.vae.config.patch_size)
         return max(0, length - latents // self.vae.config.block_size * self.block_tokens)
 
-    def _answer(self, new, budget):
-        """The new tokens that count, and whether there will be no more."""
-        new, end = new[:budget], self.config.eos_token_id
-        return (new[: new.index(end)], True) if end in new else (new, len(new) == budget)
-
-
-def _own_names(settings):
-    """The same under the names of DEFAULTS."""
-    own = {}
-    for name, value in settings.items():
-        key = OTHER_NAMES.get(name, name)
-        if own.setdefault(key, value) != value:
-            others = [other for other, meant in OTHER_NAMES.items() if meant == key]
-            raise ValueError(f"{key} and {' or '.join(others)} differ: expected one of the names")
-    return own
-
 
 class _State:
     """What a block reads: both caches, the latents finished in them, and the first block's prompt latents."""
@@ -195,11 +134,3 @@ class _State:
     def __init__(self, dit, decoder, finished, clean, clean_count):
         self.dit, self.decoder, self.finished = dit, decoder, finished
         self.clean, self.clean_count = clean, clean_count
-
-
-def as_lists(input_ids, attention_mask):
-    """Token ids as a list of lists, without what the attention mask leaves out."""
-    if not torch.is_tensor(input_ids):
-        return [list(prompt) for prompt in input_ids]
-    kept = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    return [row[mask.bool()].tolist() for row, mask in zip(input_ids, kept, strict=True)]

@@ -1,4 +1,4 @@
-"""What the text VAE and the prior share. Letters: B samples, S query positions, J key positions, H heads, K channels.
+"""What the models share. Letters: B samples, S query positions, J key positions, H heads, K channels.
 
 A cache is a pair (keys, values), each (B, H, J, K), one pair a layer.
 """
@@ -24,6 +24,13 @@ def rope_frequencies(dim, theta, device):
 def rope_angles(positions, frequencies):
     """positions (B, S) -> angles (B, 1, S, dim / 2), float32."""
     return (positions[..., None].float() * frequencies)[:, None]
+
+
+def rotate_half(x, angles, dtype):
+    """RoPE on the whole head, pair i is (i, i + K / 2); the rotation in `dtype`."""
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    first, second = x.to(dtype).chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def attention(q, k, v, mask, cache=None):

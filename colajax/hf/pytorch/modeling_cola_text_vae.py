@@ -9,14 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .configuration_cola import ColaTextVAEConfig
-from .layers_cola import LayerNorm, attention, block_causal_mask, rope_angles, rope_frequencies
-
-
-def rotate_half(x, angles, dtype):
-    """RoPE on the whole head, pair i is (i, i + K / 2); the rotation in `dtype`."""
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    first, second = x.to(dtype).chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+from .layers_cola import LayerNorm, attention, block_causal_mask, rope_angles, rope_frequencies, rotate_half
 
 
 class ColaTextVAEBlock(nn.Module):
