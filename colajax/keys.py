@@ -1,7 +1,7 @@
 """Randomness as a function of (seed, purpose, step, sample index), and of nothing else.
 
-Every sample of a batch gets a key of its own, so that no split of the batch over devices, hosts or accumulation steps
-changes what is drawn.
+Every sample of a batch gets a key of its own (for what is drawn once a batch, all get one and the same), so that no
+split of the batch over devices, hosts or accumulation steps changes what is drawn.
 """
 
 import enum
@@ -29,7 +29,10 @@ class Purpose(enum.IntEnum):
     GENERATION_NOISE = 7
     GENERATION_TOKENS = 8
     EVALUATION = 9
+    LENGTH = 10
 
+
+OF_THE_BATCH = (Purpose.LENGTH,)  # all samples of an update have the key of its first
 
 Draw = Callable[[Purpose], jax.Array]  # from a purpose to one key a sample, (B,)
 
@@ -48,7 +51,8 @@ def sample_keys(seed: int, purpose: Purpose, step, indices) -> jax.Array:
 
 def training_draw(seed: int, step, indices) -> Draw:
     """The keys of the update from `step` to step + 1, for these places (B,) in its batch."""
-    return lambda purpose: sample_keys(seed, purpose, step, indices)
+    first = jnp.zeros_like(jnp.asarray(indices))
+    return lambda purpose: sample_keys(seed, purpose, step, first if purpose in OF_THE_BATCH else indices)
 
 
 def evaluation_draw(rows) -> Draw:

@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 from refusals import error_of, error_of_training
-from tiny_runs import ROOT, tiny_config
+from tiny_runs import ROOT, file_of, tiny_config
 
 from colajax.stages import stage_of
 from colajax.train.config import flatten, load_config
@@ -34,15 +34,17 @@ def test_every_shipped_configuration_builds_its_stage(name, variant):
     shapes = jax.eval_shape(stage.init, jax.random.key(0))
     millions = {group: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for group, tree in shapes.items()}
     if variant == "":
-        assert 480 < millions["vae"] < 520
+        assert 480 < millions.get("vae", 500) < 520
         assert 1700 < millions.get("dit", 1800) < 1900
-        assert stage.compute_params() == (1_800_000_000 if "dit" in millions else millions["vae"] * 1e6)
+        assert 2222 < millions.get("llama", 2222.5) < 2223
+        assert stage.compute_params() == (millions["vae"] * 1e6 if config.stage == "vae" else 1_800_000_000)
     else:
         assert sum(millions.values()) < 5
 
 
-def test_the_eflop_axis_of_the_paper():
-    config = load_config(f"{ROOT}/configs/cola_joint.py", [])
+@pytest.mark.parametrize("stage", ["joint", "ar", "llada"])
+def test_the_eflop_axis_of_the_paper(stage):
+    config = load_config(file_of(stage), [])
     stage = stage_of(config)(config, pad_id=0)
     a_step = 6 * stage.compute_params() * config.batch_size * config.sequence_length / 1e18
     assert [10_000 * a_step, 15_000 * a_step] == pytest.approx([77.86, 116.78], abs=0.01)
@@ -158,6 +160,13 @@ def test_a_mistake_in_a_configuration_file(program, said, tmp_path):
         ("joint", ["objective.interval=5"], ["interval_joint is 0", "train_vae=False"]),
         ("joint", ["vae.block_causal=False"], ["config.vae.block_causal"]),
         ("joint", ["compute_params=1800000000"], ["compute_params is 1,800,000,000", "compute_params=0"]),
+        ("ar", ["compute_params=1800000000"], ["compute_params is 1,800,000,000", "config.llama without its embedd"]),
+        ("ar", ["llama.vocab_size=100"], ["config.llama.vocab_size is 100", "500 tokens"]),
+        ("ar", ["llama.num_attention_heads=3"], ["config.llama", "hidden_size is 32", "num_attention_heads (3)"]),
+        ("ar", ["llama.rope_theta=0"], ["config.llama", "rope_theta is 0", "a positive number"]),
+        ("ar", ["accumulation_steps=3"], ["batch_size is 8", "a multiple of accumulation_steps = 3"]),
+        ("llada", ["objective.least_rate=0"], ["config.objective.least_rate is 0", "between 0 and 1"]),
+        ("llada", ["objective.cut_probability=2"], ["config.objective.cut_probability is 2", "0 to 1"]),
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_written(stage, overrides, parts, records, tmp_path):

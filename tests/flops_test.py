@@ -31,6 +31,10 @@ SHAPES = {
         "dit.txt_dim=20", "dit.emb_dim=240", "dit.heads=3", "dit.head_dim=8", "dit.rope_dim=4", "dit.num_layers=2",
         "dit.expand_ratio=3", "dit.txt_in_channels=20", "dit.txt_out_channels=20", "dit.block_size=4",
     ),
+    "llama": (
+        "batch_size=6", "sequence_length=48", "llama.hidden_size=24", "llama.num_attention_heads=2",
+        "llama.intermediate_size=40", "llama.vocab_size=60", "llama.num_hidden_layers=3",
+    ),
 }  # fmt: skip
 CASES = {
     "vae": ("vae", ()),
@@ -43,12 +47,15 @@ CASES = {
     "joint without masked views": ("joint", ("init_from=x", "objective.mask_every=0")),
     "joint of patch 2": ("joint", ("init_from=x", "vae.patch_size=2")),
     "fixed VAE": ("joint", ("init_from=x", "objective.train_vae=False")),
+    "autoregressive": ("ar", ()),
+    "masked diffusion": ("llada", ()),
     "interval, prior alone": ("joint", ("init_from=x", "objective.interval=2", "objective.interval_joint=1")),
 }
 
 
 def stage_with(name, overrides=()):
-    config = tiny_config(name, *SHAPES["vae"], *(SHAPES["joint"] if name == "joint" else ()), *overrides)
+    shapes = {"vae": SHAPES["vae"], "joint": SHAPES["vae"] + SHAPES["joint"]}.get(name, SHAPES["llama"])
+    config = tiny_config(name, *shapes, *overrides)
     return STAGES[name](config, tiny_runs.PAD), config
 
 
@@ -103,6 +110,9 @@ def test_what_masks_allow_is_counted_for_utilisation():
         sum(stage.step_flops(config.batch_size, stage.groups, keys).values()) for keys in (Keys.ALLOWED, Keys.COMPUTED)
     )
     assert stage.flops(config.batch_size, stage.groups) == allowed < 0.95 * computed
+    ar, llada = (stage_with(name)[0].step_flops(1, ("llama",), Keys.ALLOWED)["layers"] for name in ("ar", "llada"))
+    pairs = 48 * 48 - sum(key <= query for query in range(48) for key in range(48))  # behind the query
+    assert llada - ar == 3 * 3 * 4 * 24 * pairs
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 23])

@@ -92,7 +92,7 @@ def test_a_run_that_is_too_old_to_have_a_key_goes_on_with_its_default(digest, tm
         leave_run(workdir, config, digest)
 
 
-@pytest.mark.parametrize("stage", ["vae", "joint"])
+@pytest.mark.parametrize("stage", ["vae", "joint", "ar", "llada"])
 def test_every_key_of_a_kept_configuration_is_missed_and_has_a_type(stage, digest, tmp_path):
     path = leave_run(tmp_path / "run", tiny_config(stage), digest) / "config.json"
     whole = path.read_text()

@@ -31,6 +31,7 @@ from colajax.parallel.rules import laid_out, replicated, shardings_of
 from colajax.sampling.load import FAMILIES
 from colajax.sampling.settings import SamplingSettings
 from colajax.stages.joint import JointStage
+from colajax.stages.llada import LLaDAStage
 from colajax.train.config import load_config
 from colajax.train.optimizer import make_optimizer, optimizer_of
 from colajax.train.state import TrainState, abstract_state, fresh_state
@@ -54,7 +55,8 @@ def whole(tree):
 def gradients(mesh, stage_name: str) -> dict:
     """{"loss": number, "gradients": flattened, a list}"""
     # 43 words divide over nothing, and 4 masked views not over 8 devices.
-    stage, config = tiny_runs.make_stage(stage_name, "vae.vocab_size=43")
+    group = "llama" if stage_name in ("ar", "llada") else "vae"
+    stage, config = tiny_runs.make_stage(stage_name, f"{group}.vocab_size=43")
     params = tiny_runs.make_params(stage)
     state = TrainState(jnp.int32(5), params, {}, tiny_runs.make_frozen(stage))
     optimizer = make_optimizer(config.optimizer, params, config.total_steps)
@@ -113,9 +115,9 @@ def text(mesh, stage_name: str) -> list:
     return sampler.generate(prompts, SamplingSettings(max_new_tokens=10, steps=4, block_length=5, guidance=2.0))
 
 
-class Probe(JointStage):
-    """A stage whose terms are a digest of the examples that reach the loss: a number of each sample's bits, summed over
-    samples in integers, so that it tells which samples there are and not in which parts they came."""
+class Probe:
+    """Over a stage: its terms are a digest of the examples that reach the loss, a number of each sample's bits, summed
+    over samples in integers, so that it tells which samples there are and not in which parts they came."""
 
     DENOMINATORS = {}
 
@@ -135,12 +137,25 @@ class Probe(JointStage):
         return total
 
 
-def hashes(mesh, records: str, parts: int, seed: int) -> str:
+class JointProbe(Probe, JointStage):
+    pass
+
+
+class LLaDAProbe(Probe, LLaDAStage):
+    pass
+
+
+PROBES = {
+    "joint": (JointProbe, "objective.mask_every=2", "objective.prompt_probability=.5"),
+    "llada": (LLaDAProbe, "objective.cut_probability=.3"),
+}
+
+
+def hashes(mesh, stage_name: str, records: str, parts: int, seed: int) -> str:
     """A digest of everything that the loss of STEPS updates reads: rows, noise, times, masks."""
-    config = tiny_runs.tiny_config(
-        "joint", "batch_size=16", "objective.mask_every=2", "objective.prompt_probability=.5", f"seed={seed}"
-    )
-    stage = Probe(config, 0)
+    probe, *overrides = PROBES[stage_name]
+    config = tiny_runs.tiny_config(stage_name, "batch_size=16", f"seed={seed}", *overrides)
+    stage = probe(config, 0)
     stage.weights = {"zero": 1.0}
     params = jax.device_put(jax.tree.map(np.asarray, stage.init(jax.random.key(0))), replicated(mesh))
     loader = Loader(records, "train", config.batch_size, config.sequence_length, config.data_seed)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType
-from tiny_runs import ROOT
+from tiny_runs import file_of
 
 from colajax.errors import UserError
 from colajax.parallel import processes
@@ -89,10 +89,10 @@ def test_a_large_parameter_that_would_lie_whole_everywhere_is_named():
     assert parameter_shardings(mesh(1, 8, 1), names, small)["blocks"]["kernel"].is_fully_replicated
 
 
-@pytest.mark.parametrize("stage", ["vae", "joint"])
+@pytest.mark.parametrize("stage", ["vae", "joint", "ar", "llada"])
 @pytest.mark.parametrize("sizes", [(8, 16, 1), (1, 8, 16), (16, 1, 8), (1, 32, 4)])
 def test_parameters_and_optimizer_of_the_paper_s_models_are_divided(stage, sizes):
-    config = load_config(f"{ROOT}/configs/cola_{stage}.py", ["init_from=somewhere"] if stage == "joint" else [])
+    config = load_config(file_of(stage), ["init_from=somewhere"] if stage == "joint" else [])
     stage = STAGES[stage](config, 0)
     state = abstract_state(stage, optimizer_of(config, stage), mesh(*sizes))
     whole = sum(leaf.size for leaf in jax.tree.leaves(state))
@@ -100,9 +100,10 @@ def test_parameters_and_optimizer_of_the_paper_s_models_are_divided(stage, sizes
     small = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.size * 4 <= 2**20)  # these may lie whole
     assert own <= whole / (sizes[1] * sizes[2]) + small
     assert small < whole / 500
-    slots = state.opt_state["vae"][1]
+    first = stage.groups[0]
+    slots = state.opt_state[first][1]
     for moments in (slots.mu, slots.nu):
-        assert jax.tree.map(lambda x: x.sharding, moments) == jax.tree.map(lambda x: x.sharding, state.params["vae"])
+        assert jax.tree.map(lambda x: x.sharding, moments) == jax.tree.map(lambda x: x.sharding, state.params[first])
 
 
 CLUSTER = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}

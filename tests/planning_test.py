@@ -25,7 +25,7 @@ from colajax.train.optimizer import optimizer_of
 from colajax.train.state import abstract_state, fresh_state
 
 
-@pytest.mark.parametrize("name", ["vae", "joint"])
+@pytest.mark.parametrize("name", ["vae", "joint", "llada"])
 def test_bytes_of_the_state_against_arrays(name):
     config = tiny_config(name)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
@@ -39,10 +39,12 @@ def test_bytes_of_the_state_against_arrays(name):
     assert whole_bytes(like) == sum(expected.values()) + state.step.nbytes
 
 
-@pytest.mark.parametrize("name", ["vae", "joint"])
+@pytest.mark.parametrize("name", ["vae", "joint", "llada"])
 def test_activations_follow_rows_and_remat(name):
     """Without rematerialisation, at least the arrays that every layer's products need; with it, less and less."""
-    config = tiny_config(name, "vae.encoder_num_blocks=5", "vae.decoder_num_blocks=5")
+    tall = ["vae.encoder_num_blocks=5", "vae.decoder_num_blocks=5"]
+    config = tiny_config(name, *(["llama.num_hidden_layers=10"] if name == "llada" else tall))
+    width = config.llama.hidden_size if name == "llada" else config.vae.dim
 
     def kept(**values):
         return analytic_plan(changed(config, **values), STAGES[name], find_topology("cpu:4"))["memory"]["activations"]
@@ -51,7 +53,7 @@ def test_activations_follow_rows_and_remat(name):
     none, dots, full = (kept(remat=remat, **one) for remat in ("none", "dots", "full"))
     rows = config.batch_size / 4
     assert full < dots < none
-    assert none > 10 * rows * config.sequence_length * config.vae.dim * 4 * 6  # q, k, v, out, up, down of ten blocks
+    assert none > 10 * rows * config.sequence_length * width * 4 * 6  # q, k, v, out, up, down of ten blocks
     # A row costs what it costs; what is left are gradients, as large as the parameters.
     twice = kept(remat="none", batch_size=2 * config.batch_size, **one)
     parameters = analytic_plan(changed(config, **one), STAGES[name], find_topology("cpu:4"))["memory"]["parameters"]

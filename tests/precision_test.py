@@ -1,4 +1,4 @@
-"""Gradients of bfloat16 compute against float32: every parameter of both stages, and sums that saturate in bfloat16."""
+"""Gradients of bfloat16 compute against float32: every parameter of every network; sums that saturate in bfloat16."""
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ ONE_LAYER = (*PAPER_VAE, "vae.encoder_num_blocks=1", "vae.decoder_num_blocks=1")
 CASES = {
     "stage 1, quickstart": ("vae", 128, 64, (), 0.01),
     "stage 2, quickstart": ("joint", 128, 64, (), 0.01),
+    "masked diffusion, quickstart": ("llada", 128, 64, (), 0.01),
     "stage 1, the paper's widths, 1 layer": ("vae", 4, 128, ONE_LAYER, 0.02),
 }
 
@@ -46,7 +47,7 @@ def relative_errors(stage_name: str, rows: int, length: int, overrides: tuple) -
         stage = STAGES[stage_name](config, 0)
         params = away_from_start(jax.jit(stage.init)(jax.random.key(0)), 1)
         frozen = {"reference": away_from_start(params["vae"]["encoder"], 2)} if stage_name == "joint" else {}
-        share = 1 / np.arange(1, config.vae.vocab_size)
+        share = 1 / np.arange(1, stage.vocab_size)
         tokens = 1 + np.random.default_rng(0).choice(len(share), (rows, length), p=share / share.sum())
         examples = stage.examples(jnp.asarray(tokens, jnp.int32), training_draw(1, 0, jnp.arange(rows)))
         run = jax.jit(lambda state, examples: batch_gradients(stage, state, examples, stage.groups, 1)[0])
@@ -61,7 +62,7 @@ def relative_errors(stage_name: str, rows: int, length: int, overrides: tuple) -
 def test_every_parameter_s_gradient_is_near_that_of_float32(case):
     *made_of, expected = CASES[case]
     found = relative_errors(*made_of)
-    assert len(found) == {"vae": 43, "joint": 75}[made_of[0]]
+    assert len(found) == {"vae": 43, "joint": 75, "llada": 12}[made_of[0]]
     worst = max(found, key=found.get)
     assert found[worst] <= 0.03, worst
     assert 1e-3 < np.median(list(found.values())) <= expected  # below: it was not bfloat16
@@ -104,6 +105,8 @@ def test_a_norm_over_ten_thousand_positions():
     found = gradient_of_sum(norm, lambda norm, x: norm(x), x)
     np.testing.assert_allclose(found["bias"], COUNT, rtol=0.01)
     np.testing.assert_allclose(found["scale"], [-COUNT, COUNT], rtol=0.01)
+    norm = layers.rms_norm(2, eps=0.0, **BFLOAT16)
+    np.testing.assert_allclose(gradient_of_sum(norm, lambda norm, x: norm(x), x)["scale"], [-COUNT, COUNT], rtol=0.01)
 
 
 @pytest.mark.parametrize("use", ["shift", "scale", "gate"])

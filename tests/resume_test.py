@@ -109,6 +109,20 @@ def stage_two(records, stage_one, tmp_path_factory):
     return runs
 
 
+def _baseline(stage):
+    @pytest.fixture(scope="module")
+    def runs(records, stage_one, tmp_path_factory):
+        runs = Runs(tmp_path_factory.mktemp(stage), stage_one.cache, stage, [f"records={records}"])
+        result = runs.run("alone")
+        assert result.returncode == 0, result.stderr
+        return runs
+
+    return runs
+
+
+ar, llada = _baseline("ar"), _baseline("llada")
+
+
 @pytest.fixture(params=["stage_one", "stage_two"])
 def runs(request):
     return request.getfixturevalue(request.param)
@@ -123,6 +137,7 @@ def assert_same_end(runs, name):
     assert runs.metrics(name) == runs.metrics("alone")
 
 
+@pytest.mark.parametrize("runs", ["stage_one", "stage_two", "llada"], indirect=True)
 def test_killed_at_any_moment_after_its_first_checkpoint(runs):
     at = random.SystemRandom().randint(5, LAST)
     print(f"killed at the line of step {at}")
@@ -136,6 +151,7 @@ def test_killed_at_any_moment_after_its_first_checkpoint(runs):
     assert_same_end(runs, "killed")
 
 
+@pytest.mark.parametrize("runs", ["stage_one", "stage_two", "ar"], indirect=True)
 def test_stopped_between_checkpoints(runs):
     stopped = runs.run("stopped", stop=(signal.SIGTERM, 6))  # noticed while step 7 is under way
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr

@@ -8,7 +8,8 @@ import re
 
 # In the order of their imports: a function is wrapped before another module takes it by its name.
 MODULES = (
-    "objectives.elbo", "objectives.flow_matching", "models.attention", "models.vae_block", "models.decoder",
+    "objectives.elbo", "objectives.flow_matching", "objectives.masked_diffusion", "objectives.next_token",
+    "models.attention", "models.vae_block", "models.decoder",
     "models.text_vae", "models.dit", "models.llama", "sampling.tokens", "sampling.cola",
     "sampling.ar", "sampling.llada",
 )  # fmt: skip

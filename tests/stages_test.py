@@ -11,7 +11,7 @@ from tiny_runs import PAD, ROWS, SEQUENCE_LENGTH, make_stage, make_tokens
 from colajax.keys import training_draw
 
 
-@pytest.mark.parametrize("name", ["vae", "joint"])
+@pytest.mark.parametrize("name", ["vae", "joint", "llada"])
 def test_what_a_sample_draws_depends_on_seed_step_and_its_index_alone(name):
     stage, _ = make_stage(name)
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_models
 
-from colajax.hf import layout
 from colajax.stages import STAGES
 from colajax.stages.joint import JointStage
 from colajax.train.config import load_config
@@ -21,25 +20,34 @@ ROOT = Path(__file__).parent.parent
 SEQUENCE_LENGTH = 32
 RUN = (
     "batch_size=8", f"sequence_length={SEQUENCE_LENGTH}", "total_steps=12", "log_every=1", "eval_every=5",
-    "checkpoint_every=4", "eval_rows=12", "optimizer.warmup_steps=3", "vae.dim=32", "vae.ffn_dim=48", "vae.num_heads=2",
-    "vae.latent_dim=4",
+    "checkpoint_every=4", "eval_rows=12", "optimizer.warmup_steps=3",
 )  # fmt: skip
+VAE = ("vae.dim=32", "vae.ffn_dim=48", "vae.num_heads=2", "vae.latent_dim=4")
 DIT = (
     "dit.txt_dim=32", "dit.emb_dim=16", "dit.heads=2", "dit.head_dim=16", "dit.rope_dim=8", "dit.num_layers=1",
     "dit.txt_in_channels=4", "dit.txt_out_channels=4",
 )  # fmt: skip
+LLAMA = (
+    "llama.hidden_size=32", "llama.intermediate_size=48", "llama.num_attention_heads=2", "llama.num_hidden_layers=2",
+)  # fmt: skip
+MODELS = {"vae": VAE, "joint": VAE + DIT, "ar": LLAMA, "llada": LLAMA}
+
+
+def file_of(stage: str) -> str:
+    """The configuration file of a stage, at the paper's size."""
+    return f"{ROOT}/configs/{dict(vae='cola_vae', joint='cola_joint').get(stage, stage)}.py"
 
 
 def spec(stage: str) -> str:
-    return f"{ROOT}/configs/cola_{stage}.py:quickstart"
+    return f"{file_of(stage)}:quickstart"
 
 
 def overrides(stage: str) -> tuple[str, ...]:
-    return RUN + (DIT if stage == "joint" else ())
+    return RUN + MODELS[stage]
 
 
 def tiny_config(stage: str, *more: str):
-    """The locked configuration of `stage` ("vae" or "joint") after RUN, DIT and `more`."""
+    """The locked configuration of `stage` after RUN, those of its models, and `more`."""
     return load_config(spec(stage), [*overrides(stage), *more])
 
 
@@ -106,12 +114,18 @@ JOINT_SHAPE = (
 )  # fmt: skip
 
 
+LLAMA_SHAPE = ("llama.hidden_size=16", "llama.intermediate_size=24", f"llama.vocab_size={VOCABULARY}")
+LLADA_SHAPE = ("objective.least_rate=0.1",)
+SHAPES = {"vae": SHAPE, "joint": SHAPE + JOINT_SHAPE, "ar": LLAMA_SHAPE, "llada": LLAMA_SHAPE + LLADA_SHAPE}
+
+
 def make_stage(name, *overrides, use_variation=True):
     """The stage and its configuration; every weight of the loss is a number of its own."""
-    config = tiny_config(name, *SHAPE, *(JOINT_SHAPE if name == "joint" else ()), *overrides)
-    with config.unlocked():  # nothing of the loss may rest on these two being 1 and 0
-        config.vae.scaling_factor, config.vae.shifting_factor = 1.25, 0.1
-        config.vae.use_variation = use_variation
+    config = tiny_config(name, *SHAPES[name], *overrides)
+    if "vae" in config:
+        with config.unlocked():  # nothing of the loss may rest on these two being 1 and 0
+            config.vae.scaling_factor, config.vae.shifting_factor = 1.25, 0.1
+            config.vae.use_variation = use_variation
     return STAGES[name](config, PAD), config
 
 
@@ -125,11 +139,9 @@ def make_tokens(seed=0):
 
 
 def make_params(stage, seed=0):
-    kinds = {"vae": layout.VAE, "dit": layout.DIT}
     return {
-        group: jax.tree.map(jnp.asarray, tiny_models.random_params(kinds[group], config, seed))
-        for group, config in {"vae": stage.vae_config, "dit": getattr(stage, "dit_config", None)}.items()
-        if group in stage.groups
+        group: jax.tree.map(jnp.asarray, tiny_models.random_tree(getattr(stage, group).shapes(), seed))
+        for group in stage.groups
     }
 
 

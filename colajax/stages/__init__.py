@@ -1,11 +1,13 @@
 """The training stages, by the names that configurations give them."""
 
 from colajax.errors import UserError
+from colajax.stages.ar import ARStage
 from colajax.stages.base import Stage
 from colajax.stages.joint import JointStage
+from colajax.stages.llada import LLaDAStage
 from colajax.stages.vae import VAEStage
 
-STAGES = {"vae": VAEStage, "joint": JointStage}
+STAGES = {"vae": VAEStage, "joint": JointStage, "ar": ARStage, "llada": LLaDAStage}
 
 
 def stage_of(config) -> type[Stage]:

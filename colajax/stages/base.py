@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from colajax.errors import UserError
 from colajax.keys import Draw
 from colajax.models.config import VAEConfig
-from colajax.models.layers import Functional
+from colajax.models.layers import REMAT_POLICIES
 from colajax.stages.flops import Keys
+
+NOMINAL_TOLERANCE = 0.1  # of config.compute_params against the model's own count
+TIME_BINS = 10
 
 
 class Stage(abc.ABC):
@@ -23,7 +26,7 @@ class Stage(abc.ABC):
     accumulation nor the number of devices changes the loss. Everything random is drawn in `examples`.
     """
 
-    vocab_size: int  # a tokenizer may have as many tokens
+    vocab_size: int  # of the first group; a tokenizer may have as many tokens
     pad_id: int
     sequence_length: int  # tokens of a row
     period: int = 1  # after so many steps `trainable` begins again
@@ -33,6 +36,7 @@ class Stage(abc.ABC):
     groups: tuple[str, ...]  # top-level parameter groups, each clipped and optimised on its own
     weights: Mapping[str, float]  # of the terms in the loss; the others are reported only
     DENOMINATORS: Mapping[str, str]  # term -> count; "latents" for a term that is not named
+    rows_together = 1  # so many rows in a row belong together: a part of a batch has a multiple of them
 
     @abc.abstractmethod
     def trainable(self, step: int) -> tuple[str, ...]:
@@ -130,13 +134,56 @@ def steps_to(eflops: float, eflops_per_step: float) -> int:
     return max(1, math.ceil(eflops / eflops_per_step * (1 - 1e-12)))  # a multiple, rounded up, is no step more
 
 
-def parameter_count(model: Functional) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(model.shapes()))
+def parameter_count(shapes: dict) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def nominal_params(nominal: int, count: int, what: str) -> int:
+    """N of the compute axis: config.compute_params, or where it is 0 the count of the parameters of `what`. Raises
+    UserError where the two are far from each other."""
+    if nominal and abs(nominal / count - 1) > NOMINAL_TOLERANCE:
+        raise UserError(
+            f"config.compute_params is {nominal:,}, but {what} has {count:,} parameters: the EFLOPs would be of "
+            f"another model; set compute_params=0 for its own count"
+        )
+    return nominal or count
+
+
+def time_bins(t_B):
+    """One-hot of the tenth of 0..1 that each time lies in, (B, TIME_BINS) float32."""
+    return jax.nn.one_hot(jnp.minimum((t_B * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
+
+
+def exactly(a, b):
+    """A float32 product that no accelerator rounds: these are counts and statistics."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def sum_where(where, values):
+    return jnp.where(where, values, 0).sum().astype(jnp.float32)
 
 
 def latents_of(tokens_are_text, patch_size: int):
     """A latent counts where it stands for at least one token that is not padding: (B, T) -> (B, L) booleans."""
     return tokens_are_text.reshape(tokens_are_text.shape[0], -1, patch_size).any(-1)
+
+
+def check_step(config, rows_together: int, unit: str = "accumulation_steps") -> None:
+    """Raises UserError unless the batch splits evenly into parts of whole groups of rows (`unit` names the product that
+    it has to be a multiple of), and dtypes and rematerialisation are ones that there are."""
+    parts = config.accumulation_steps
+    if parts < 1 or config.batch_size % (parts * rows_together):
+        sizes = f"{parts} * {rows_together}" if rows_together > 1 else f"{parts}"
+        raise UserError(f"config.batch_size is {config.batch_size}: expected a multiple of {unit} = {sizes}")
+    if config.remat not in REMAT_POLICIES:
+        raise UserError(f"config.remat is {config.remat!r}: expected one of {', '.join(REMAT_POLICIES)}")
+    if config.compute_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.compute_dtype is {config.compute_dtype!r}: expected float32 or bfloat16")
+    if config.gradient_reduction not in {"float32", config.compute_dtype}:
+        raise UserError(
+            f"config.gradient_reduction is {config.gradient_reduction!r}: expected float32, or bfloat16 with "
+            f"compute_dtype bfloat16"
+        )
 
 
 def check_lengths(vae: VAEConfig, sequence_length: int) -> None:

@@ -8,7 +8,7 @@ input nothing trains.
 
 import enum
 
-from colajax.models.config import DiTConfig, VAEConfig
+from colajax.models.config import DiTConfig, LlamaConfig, VAEConfig
 from colajax.models.dit import SINUSOID_DIM
 
 TRAINED = 3  # forward and backward pass, in forward passes
@@ -82,3 +82,12 @@ def trained_modulation_flops(config: DiTConfig) -> float:
     embedding = dim**2 + dim * config.emb_dim
     modulation = (6 * config.num_layers + 2) * dim * config.emb_dim
     return 2.0 * (TRAINED * (embedding + modulation) + TRAINED_KERNEL * SINUSOID_DIM * dim)
+
+
+def llama_flops(config: LlamaConfig, tokens: int, keys: Keys, *, causal: bool) -> float:
+    """One row of `tokens` forward through the layers; the program multiplies every query with the whole row."""
+    width = config.hidden_size
+    layer = 4 * width**2 + 3 * width * config.intermediate_size
+    block_size = 1 if causal and keys is Keys.ALLOWED else tokens
+    attention = attention_flops(width, tokens, tokens, block_size, keys)
+    return config.num_hidden_layers * (2.0 * layer * tokens + attention)

@@ -18,12 +18,9 @@ from colajax.models.layers import Functional
 from colajax.models.text_vae import normalise
 from colajax.objectives import elbo
 from colajax.objectives import flow_matching as fm
-from colajax.stages.base import latents_of, parameter_count
+from colajax.stages.base import exactly, latents_of, nominal_params, parameter_count, time_bins
 from colajax.stages.flops import Keys, encoder_flops, trained_dit_flops, trained_modulation_flops
 from colajax.stages.text_vae import TextVAEStage
-
-TIME_BINS = 10
-NOMINAL_TOLERANCE = 0.1  # of config.compute_params against the prior's own count
 
 
 class JointStage(TextVAEStage):
@@ -45,7 +42,7 @@ class JointStage(TextVAEStage):
         self.dit = Functional(lambda rngs: DiT(self.dit_config, dtype=dtype, remat=config.remat, rngs=rngs))
         self.init_from, self.init_step = config.init_from, config.init_step
         self.weights = self._weights()
-        self.nominal_params = self._nominal_params(config.compute_params)
+        self.nominal_params = nominal_params(config.compute_params, parameter_count(self.dit.shapes()), "config.dit")
 
     def _weights(self) -> dict[str, float]:
         o = self.objective
@@ -64,15 +61,6 @@ class JointStage(TextVAEStage):
             "reconstruction": o.lambda_vae, "negative_entropy": o.lambda_vae * o.beta,
             "mask": o.lambda_vae * o.lambda_mask, "flow": o.lambda_fm, "kl_reference": o.lambda_ref,
         }  # fmt: skip
-
-    def _nominal_params(self, nominal: int) -> int:
-        count = parameter_count(self.dit)
-        if nominal and abs(nominal / count - 1) > NOMINAL_TOLERANCE:
-            raise UserError(
-                f"config.compute_params is {nominal:,}, but config.dit has {count:,} parameters: the EFLOPs would be "
-                f"of another model; set compute_params=0 for its own count"
-            )
-        return nominal or count
 
     @property
     def period(self) -> int:
@@ -144,7 +132,7 @@ class JointStage(TextVAEStage):
 
     def counts(self, examples: dict) -> dict:
         predicted = self._predicted(examples).sum(-1).astype(jnp.float32)
-        by_time = _exactly(_time_bins(examples["time"]).T, predicted)
+        by_time = exactly(time_bins(examples["time"]).T, predicted)
         return super().counts(examples) | {"noisy": predicted.sum(), "noisy_by_time": by_time}
 
     def terms(self, params, frozen, examples, trainable, diagnostics=False) -> dict:
@@ -178,12 +166,12 @@ class JointStage(TextVAEStage):
         terms = {
             "flow": error.sum(),
             "flow_floor": (fm.unit_floor(t) * predicted.sum(-1)).sum(),
-            "flow_by_time": _exactly(_time_bins(t).T, error),
+            "flow_by_time": exactly(time_bins(t).T, error),
         }
         if diagnostics:
             terms["flow_swapped"] = errors(_partners(clean)).sum()
             flat = jnp.where(valid[..., None], z, 0).reshape(-1, z.shape[-1])
-            terms["z"], terms["z_outer"] = flat.sum(0), _exactly(flat.T, flat)
+            terms["z"], terms["z_outer"] = flat.sum(0), exactly(flat.T, flat)
         return terms
 
     def summarise(self, means: dict) -> dict[str, float]:
@@ -236,17 +224,7 @@ class JointStage(TextVAEStage):
         return self.nominal_params
 
 
-def _exactly(a, b):
-    """A float32 product that no accelerator rounds: these are counts and statistics."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
 def _partners(x):
     """Each row's partner in place of the row: rows of an evaluation come in pairs, see `train.evaluation`."""
     first = (jnp.arange(x.shape[0]) % 2 == 0).reshape(-1, *[1] * (x.ndim - 1))
     return jnp.where(first, jnp.roll(x, -1, axis=0), jnp.roll(x, 1, axis=0))
-
-
-def _time_bins(t_B):
-    """One-hot of the tenth of 0..1 that each time lies in, (B, TIME_BINS) float32."""
-    return jax.nn.one_hot(jnp.minimum((t_B * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)

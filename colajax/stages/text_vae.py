@@ -11,10 +11,10 @@ from colajax.axes import by_sample
 from colajax.errors import UserError
 from colajax.keys import Draw, Purpose, normals, uniforms
 from colajax.models.config import VAEConfig, from_mapping
-from colajax.models.layers import REMAT_POLICIES, Functional
+from colajax.models.layers import Functional
 from colajax.models.text_vae import Encoder, TextVAE, normalise
 from colajax.objectives import elbo
-from colajax.stages.base import Stage, check_lengths, latents_of
+from colajax.stages.base import Stage, check_lengths, check_step, latents_of, sum_where
 from colajax.stages.flops import TRAINED, Keys, decoder_flops, encoder_flops, unembedding_flops
 
 
@@ -33,10 +33,20 @@ class TextVAEStage(Stage):
             if self.objective.beta:
                 raise UserError("config.objective.beta: expected 0 for a VAE without use_variation, which has no KL")
         check_lengths(self.vae_config, config.sequence_length)
-        check_micro_batch(config)
+        self.rows_together = self._rows_together()
+        check_step(config, self.rows_together, "accumulation_steps * mask_every")
         make = dict(dtype=jnp.dtype(config.compute_dtype), remat=config.remat)
         self.vae = Functional(lambda rngs: TextVAE(self.vae_config, **make, rngs=rngs))
         self.encoder = Functional(lambda rngs: Encoder(self.vae_config, **make, rngs=rngs))
+
+    def _rows_together(self) -> int:
+        """Masked views are of every so many-th row."""
+        every, rate = self.objective.mask_every, self.objective.mask_rate
+        if every < 0:
+            raise UserError(f"config.objective.mask_every is {every}: expected 0 (no masked views) or more")
+        if every and not 0 < rate < 1:
+            raise UserError(f"config.objective.mask_rate is {rate}: expected a share of the tokens between 0 and 1")
+        return max(every, 1)
 
     def examples(self, tokens, draw: Draw) -> dict:
         shape = (tokens.shape[1] // self.vae_config.patch_size, self.vae_config.latent_dim)
@@ -92,9 +102,9 @@ class TextVAEStage(Stage):
             nll = elbo.cross_entropy(logits, targets)
             right = elbo.logit_of(logits, targets) >= logits.max(-1)
         text = tokens != self.pad_id
-        terms = {"reconstruction": _sum_where(text, nll[:rows]), "accuracy": _sum_where(text, right[:rows])}
+        terms = {"reconstruction": sum_where(text, nll[:rows]), "accuracy": sum_where(text, right[:rows])}
         if every:
-            terms |= {"mask": _sum_where(masked, nll[rows:]), "mask_accuracy": _sum_where(masked, right[rows:])}
+            terms |= {"mask": sum_where(masked, nll[rows:]), "mask_accuracy": sum_where(masked, right[rows:])}
         mean, logvar, z = mean[:rows], None if logvar is None else logvar[:rows], z[:rows]
         terms |= self.posterior_terms(mean, logvar, latents_of(text, self.vae_config.patch_size))
         return terms, (mean, logvar, z)
@@ -123,30 +133,3 @@ class TextVAEStage(Stage):
             report["log_snr"] = float(np.log(square / variance))
             report["log_snr_centred"] = float(np.log(max(across, 1e-12) / variance))
         return report
-
-
-def _sum_where(where, values):
-    return jnp.where(where, values, 0).sum().astype(jnp.float32)
-
-
-def check_micro_batch(config) -> None:
-    """Raises UserError unless the batch splits evenly, and each part has its share of masked views."""
-    parts, every, rate = config.accumulation_steps, config.objective.mask_every, config.objective.mask_rate
-    if every < 0:
-        raise UserError(f"config.objective.mask_every is {every}: expected 0 (no masked views) or more")
-    if every and not 0 < rate < 1:
-        raise UserError(f"config.objective.mask_rate is {rate}: expected a share of the tokens between 0 and 1")
-    if parts < 1 or config.batch_size % (parts * max(every, 1)):
-        raise UserError(
-            f"config.batch_size is {config.batch_size}: expected a multiple of accumulation_steps * mask_every = "
-            f"{parts} * {max(every, 1)}"
-        )
-    if config.remat not in REMAT_POLICIES:
-        raise UserError(f"config.remat is {config.remat!r}: expected one of {', '.join(REMAT_POLICIES)}")
-    if config.compute_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.compute_dtype is {config.compute_dtype!r}: expected float32 or bfloat16")
-    if config.gradient_reduction not in {"float32", config.compute_dtype}:
-        raise UserError(
-            f"config.gradient_reduction is {config.gradient_reduction!r}: expected float32, or bfloat16 with "
-            f"compute_dtype bfloat16"
-        )

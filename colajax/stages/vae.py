@@ -32,4 +32,4 @@ class VAEStage(TextVAEStage):
         return self.vae_flops(batch_size, keys)
 
     def compute_params(self) -> int:
-        return parameter_count(self.vae)
+        return parameter_count(self.vae.shapes())

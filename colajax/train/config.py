@@ -20,7 +20,7 @@ from ml_collections import config_dict
 from colajax.errors import UserError
 from colajax.files import write_whole
 from colajax.parallel.mesh import AXES
-from colajax.train.kept import NULLABLE, defaults_of, read_kept
+from colajax.train.kept import NULLABLE, defaults_of, nullable_of, read_kept
 
 # Keys that say where and how often, not what is computed; they may differ when a run goes on.
 OPERATIONAL = (
@@ -54,7 +54,7 @@ def _of_run(path: epath.Path) -> ml_collections.ConfigDict:
     found = read_kept(path)
     del found["facts"]
     config = ml_collections.ConfigDict(_tuples(found))
-    for name, kind in NULLABLE.items():
+    for name, kind in nullable_of(found).items():
         *parents, last = name.split(".")
         node = functools.reduce(lambda node, key: node[key], parents, config)
         value = node.get(last)

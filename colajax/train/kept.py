@@ -7,29 +7,38 @@ import math
 from etils import epath
 
 from colajax.errors import UserError
-from colajax.models.config import DiTConfig, VAEConfig
+from colajax.models.config import DiTConfig, LlamaConfig, VAEConfig
 from colajax.parallel.mesh import AXES
 
-_MODELS = {"vae": VAEConfig, "dit": DiTConfig}
+_MODELS = {"vae": VAEConfig, "dit": DiTConfig, "llama": LlamaConfig}
 # Every key of the configurations that ship, but for those of the models, with the type of its value or the values that
 # it may have. A file has what it was written with only as long as nobody and nothing has touched it.
-_EITHER_STAGE = {
+_EVERY_STAGE = {
     **dict.fromkeys(("seed", "data_seed", "batch_size", "sequence_length", "accumulation_steps", "total_steps"), int),
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every", "keep_every", "eval_rows"), int),
     **dict.fromkeys((f"mesh.{axis}" for axis in AXES), int),
     "records": str, "remat": str, "gradient_reduction": str, "compute_dtype": ("float32", "bfloat16"),
-    "objective.beta": float, "objective.lambda_mask": float, "objective.mask_every": int, "objective.mask_rate": float,
-    "objective.fixed_log_snr": float,
     **{f"optimizer.{key}": float for key in ("peak", "init_value", "end_value", "b1", "b2", "eps", "clip")},
     **{f"optimizer.{key}": int for key in ("warmup_steps", "decay_steps", "rewarm_from")},
     **{f"optimizer.{key}": list for key in ("weight_decay", "lr_ratio")},
     "facts.tokenizer": str, "budgets": list,
 }  # fmt: skip
-_JOINT = {
+_TEXT_VAE = {
+    "objective.beta": float, "objective.lambda_mask": float, "objective.mask_every": int, "objective.mask_rate": float,
+    "objective.fixed_log_snr": float,
+}  # fmt: skip
+_JOINT = _TEXT_VAE | {
     "init_from": str, "init_step": int, "compute_params": int, "objective.time_distribution": str,
     "objective.train_vae": bool, "objective.interval": int, "objective.interval_joint": int,
     **{f"objective.{key}": float for key in (
         "lambda_vae", "lambda_fm", "lambda_ref", "time_loc", "time_scale", "prompt_probability")},
+}  # fmt: skip
+_AR = {"compute_params": int}
+_LLADA = _AR | {"objective.least_rate": float, "objective.cut_probability": float}
+# Of each stage, the models that it has and its own keys.
+_STAGES = {
+    "vae": (("vae",), _TEXT_VAE), "joint": (("vae", "dit"), _JOINT), "ar": (("llama",), _AR),
+    "llada": (("llama",), _LLADA),
 }  # fmt: skip
 # What has come since runs were first kept, with the value that says what was done before: a run that is too old to have
 # a key goes on with it. The options of the models are added by their classes.
@@ -90,14 +99,19 @@ def defaults_of(config: dict) -> dict:
     return ADDED | dict.fromkeys(NULLABLE) | models
 
 
+def nullable_of(config: dict) -> dict:
+    """NULLABLE's part for a run of this stage."""
+    return {name: kind for name, kind in NULLABLE.items() if name in _keys_of(config)}
+
+
 def _keys_of(found: dict) -> dict:
     """The keys of a run of this stage, {"a.b": type or values}; of one that does not ship, those that all have."""
-    groups = {"vae": ("vae",), "joint": ("vae", "dit")}.get(found["stage"], ())
+    groups, own = _STAGES.get(found["stage"], ((), {}))
     models = {
         f"{group}.{field.name}": NULLABLE.get(f"{group}.{field.name}", field.type)
         for group in groups for field in dataclasses.fields(_MODELS[group])
     }  # fmt: skip
-    keys = _EITHER_STAGE | models | (_JOINT if found["stage"] == "joint" else {})
+    keys = _EVERY_STAGE | models | own
     begun = isinstance(found.get("facts"), dict) and "init" in found["facts"]
     return keys | ({"facts.init.step": int} if begun else {})
 

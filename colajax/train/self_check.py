@@ -31,7 +31,9 @@ from colajax.train.step import rounded_kernels
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 SUM_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
 KINDS = 4  # groups of rows that differ, of which a batch is made
-LAYERS = (("vae", "encoder_num_blocks"), ("vae", "decoder_num_blocks"), ("dit", "num_layers"))
+LAYERS = (
+    ("vae", "encoder_num_blocks"), ("vae", "decoder_num_blocks"), ("dit", "num_layers"), ("llama", "num_hidden_layers"),
+)  # fmt: skip
 
 
 def check_layout(config, make_stage: Callable, pad_id: int, mesh: Mesh) -> None:
@@ -112,8 +114,8 @@ def _of_few_layers(config) -> ConfigDict:
 
 def _differences(config, stage, pad_id: int, mesh: Mesh, trainable: tuple[str, ...]) -> list[tuple[str, float, float]]:
     """(name, relative difference, tolerance) of everything that is compared."""
-    rows, unit = config.batch_size // config.accumulation_steps, max(config.objective.mask_every, 1)
-    places = rows // unit  # masked views are of every unit-th row: so many stay together
+    rows, unit = config.batch_size // config.accumulation_steps, stage.rows_together
+    places = rows // unit
     kinds = min(KINDS, places)
     alone = mesh.local_devices[0]
     like = abstract_state(stage, optimizer_of(config, stage), mesh)

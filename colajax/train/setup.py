@@ -107,7 +107,7 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     stage = make_stage(config, metadata["tokenizer"]["pad_id"])
     if tokenizer.vocab_size > stage.vocab_size:
         raise UserError(
-            f"config.vae.vocab_size is {stage.vocab_size}: the tokenizer of {config.records} has "
+            f"config.{stage.groups[0]}.vocab_size is {stage.vocab_size}: the tokenizer of {config.records} has "
             f"{tokenizer.vocab_size} tokens; set it to at least that"
         )
     optimizer = optimizer_of(config, stage)

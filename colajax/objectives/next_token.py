@@ -1,0 +1,11 @@
+"""The autoregressive objective: every token of a row from those before it."""
+
+import jax.numpy as jnp
+
+
+def next_tokens(tokens_BxT, pad_id: int):
+    """(targets (B, T), weights (B, T) float32 of 0 or 1): the token behind each position, also where that is the first
+    of the row's next document. Padding is no target, and the last position has none."""
+    targets = jnp.roll(tokens_BxT, -1, axis=1)
+    has_next = jnp.arange(tokens_BxT.shape[1]) < tokens_BxT.shape[1] - 1
+    return targets, (has_next & (targets != pad_id)).astype(jnp.float32)
