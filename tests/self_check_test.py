@@ -44,19 +44,21 @@ run_main(__main__.main)
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("stage", "fault", "message"),
     [
-        ("none", None),
-        ("logits", "term 'reconstruction'"),
-        ("flow", "term 'flow'"),
-        ("reference", "term 'kl_reference'"),
+        ("joint", "none", None),
+        ("joint", "logits", "term 'reconstruction'"),
+        ("joint", "flow", "term 'flow'"),
+        ("joint", "reference", "term 'kl_reference'"),
+        ("llada", "none", None),
+        ("ar", "logits", "term 'next_token'"),
     ],
 )
-def test_an_exchange_of_samples_is_refused_before_anything_is_written(fault, message, records, tmp_path):
+def test_an_exchange_of_samples_is_refused_before_anything_is_written(stage, fault, message, records, tmp_path):
     workdir = tmp_path / "run"
-    more = ("init_from=", "total_steps=5", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", f"records={records}")
-    given = [f"--config.{override}" for override in (*overrides("joint"), *more)]
-    command = [sys.executable, "-c", TRAIN, fault, "--config", spec("joint"), "--workdir", str(workdir), *given]
+    more = ("total_steps=5", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", f"records={records}")
+    given = [f"--config.{override}" for override in (*overrides(stage), *more)]
+    command = [sys.executable, "-c", TRAIN, fault, "--config", spec(stage), "--workdir", str(workdir), *given]
     result = subprocess.run(
         command, cwd=ROOT, env=environment(8, NPROC="32"), capture_output=True, text=True, check=False
     )
