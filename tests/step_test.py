@@ -108,10 +108,10 @@ def slow_means(stage, params, clean_encoder, frozen, examples, mask_every):
 
 def slow_llama_loss(stage, params, examples):
     """The loss of a baseline, one sample at a time; padding is not even there."""
-    total = count = 0
+    total, count, examples = 0, 0, jax.device_get(examples)
     llama = stage.llama.bind(params["llama"])
     for row in range(ROWS):
-        tokens, weight = (np.asarray(examples[name][row]) for name in ("tokens", "weight"))
+        tokens, weight = examples["tokens"][row], examples["weight"][row]
         used = int((tokens != PAD).sum())
         tokens, masked = tokens[:used], weight[:used] > 0
         seen = tokens if stage.causal else np.where(masked, VOCABULARY, tokens)
