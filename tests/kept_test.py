@@ -63,6 +63,12 @@ def test_operational_keys_may_change_when_a_run_goes_on(digest, tmp_path):
     assert "facts.tokenizer was" in error_of(leave_run, workdir, changed, "another")
 
 
+def test_whether_there_is_a_reference_encoder_may_not_change(digest, tmp_path):
+    workdir = leave_run(tmp_path / "run", tiny_config("joint", "objective.lambda_ref=0.0", "init_from=here"), digest)
+    message = error_of(leave_run, workdir, tiny_config("joint", "objective.lambda_ref=0.0"), digest)
+    assert "init_from was 'here', is ''" in message
+
+
 def older(workdir, *keys):
     """Makes a run's config.json one of a program that had not got these keys yet."""
     path = workdir / "config.json"

@@ -65,6 +65,8 @@ class VAEConfig:
         _require(self, "dim", self.head_dim % 2 == 0, "an even head dimension (dim / num_heads), for RoPE")
         _require(self, "ffn_dim", self.act != "swiglu" or self.ffn_dim % 2 == 0, "an even number with act swiglu")
         _require(self, "clip_qkv", self.clip_qkv is None or self.clip_qkv > 0, "null or a positive number")
+        _require(self, "layer_norm_eps", self.layer_norm_eps > 0, "a positive number")
+        _require(self, "rope_theta", self.rope_theta > 0, "a positive number")
         _require(self, "scaling_factor", self.scaling_factor != 0, "a number other than 0")
 
     @property
@@ -109,6 +111,7 @@ class DiTConfig:
             "block_size",
         ):
             _require(self, key, getattr(self, key) >= 1, "at least 1")
+        _require(self, "norm_eps", self.norm_eps > 0, "a positive number")
         even = self.rope_dim % 2 == 0 and 0 <= self.rope_dim <= self.head_dim
         _require(self, "rope_dim", even, f"an even number from 0 to head_dim ({self.head_dim})")
         same = self.txt_out_channels == self.txt_in_channels

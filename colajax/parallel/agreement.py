@@ -16,10 +16,12 @@ T = TypeVar("T")
 
 
 def _gather(message: str) -> list[str]:
-    """Every process's message, in the order of the processes."""
+    """Every process's message of at most MESSAGE_BYTES, in the order of the processes."""
+    encoded = message.encode()
+    if len(encoded) > MESSAGE_BYTES:
+        raise ValueError(f"a message of {len(encoded)} bytes; processes tell each other at most {MESSAGE_BYTES}")
     if jax.process_count() == 1:
         return [message]
-    encoded = message.encode()[:MESSAGE_BYTES]
     padded = np.frombuffer(encoded.ljust(MESSAGE_BYTES, b"\0"), np.uint8)
     gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, MESSAGE_BYTES)
     return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in gathered]
@@ -39,7 +41,7 @@ def share_errors(function: Callable[[], T]) -> T:
     except Exception as error:
         refused = refusal_of(error)
         message, bug = refused or f"{type(error).__name__}: {error}", None if refused else error
-    errors = _gather(message)
+    errors = _gather(message.encode()[:MESSAGE_BYTES].decode(errors="ignore"))
     if bug is not None:
         raise bug
     for process, error in enumerate(errors):

@@ -100,7 +100,7 @@ def checkpoint_step(workdir, step: int | None = None) -> int:
     latest = latest_step(workdir)
     if latest is None:
         raise UserError(f"{workdir}: no checkpoint under {FOLDER}/; let the training save one first")
-    if step is not None and not (epath.Path(workdir) / FOLDER / str(step) / "state").exists():
+    if step is not None and not _is_whole(epath.Path(workdir) / FOLDER / str(step)):
         raise UserError(f"{workdir}: no checkpoint of step {step}; the latest is {latest}")
     return latest if step is None else step
 

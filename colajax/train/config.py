@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -115,6 +116,8 @@ def _override(config: ml_collections.ConfigDict, override: str) -> None:
     none = value is None and (node[last] is None or key in NULLABLE)
     if not (type(value) is kind or (kind is float and type(value) is int) or none):
         raise UserError(f"--config.{key}={text}: expected a value of type {kind.__name__}, as in {node[last]!r}")
+    if type(value) is float and not math.isfinite(value):
+        raise UserError(f"--config.{key}={text}: expected a finite number")
     if type(value) is int and abs(value) >= 2**31:
         raise UserError(f"--config.{key}={text}: expected a number of less than 2**31")
     node[last] = value
@@ -160,7 +163,10 @@ def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: 
         key for key in sorted({*found, *wanted})
         if found.get(key, defaults.get(key, _ABSENT)) != wanted.get(key, defaults.get(key, _ABSENT))
     ]  # fmt: skip
-    refused = [key for key in changed_keys if key not in (*OPERATIONAL, "total_steps", "optimizer.decay_steps")]
+    free = {*OPERATIONAL, "total_steps", "optimizer.decay_steps"}
+    if not wanted.get("objective.lambda_ref") and bool(found.get("init_from")) != bool(wanted.get("init_from")):
+        free.remove("init_from")  # it is by which the state has a reference encoder or none
+    refused = [key for key in changed_keys if key not in free]
     if refused:
         shown = "; ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in refused[:5])
         raise UserError(f"{workdir}: holds a run of another configuration ({shown}); use another --workdir")

@@ -1,5 +1,6 @@
 """AdamW over named parameter groups, with per-path settings as (regular expression, value) rows."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ def by_path(rows, tree, what: str):
         try:
             pattern, value = row
             re.compile(pattern)
-            value + 0.0  # no number raises TypeError
-        except (TypeError, ValueError, re.error):
+            usable = math.isfinite(value)
+        except (TypeError, ValueError, OverflowError, re.error):
+            usable = False
+        if not usable:
             raise UserError(f"{what}: {row!r}: expected rows of (regular expression, number)") from None
     unused = {pattern for pattern, _ in rows}
 
@@ -89,6 +92,17 @@ def optimizer_of(config, stage) -> Optimizer:
 def make_optimizer(config, shapes: dict, total_steps: int) -> Optimizer:
     """From config.optimizer and the shapes of {group: tree}. Each group is clipped by its own norm: the VAE's gradients
     (reconstruction, reference KL) are many times the prior's, and would shrink its updates."""
+    for key, holds, expected in (
+        ("peak", config.peak > 0, "more than 0"),
+        ("init_value", config.init_value >= 0, "0 or more"),
+        ("end_value", config.end_value >= 0, "0 or more"),
+        ("b1", 0 <= config.b1 < 1, "0 to less than 1"),
+        ("b2", 0 <= config.b2 < 1, "0 to less than 1"),
+        ("eps", config.eps > 0, "more than 0"),
+        ("clip", config.clip > 0, "more than 0, the largest norm of a gradient"),
+    ):
+        if not holds:
+            raise UserError(f"config.optimizer.{key} is {config[key]!r}: expected {expected}")
     decay = by_path(config.weight_decay, shapes, "config.optimizer.weight_decay")
     transforms = {
         group: optax.chain(
