@@ -22,13 +22,12 @@ import tiny_runs
 from colajax.data.prepare import prepare
 from colajax.data.tokenizer import load_tokenizer
 from colajax.errors import run_main
-from colajax.evals import export_parity
+from colajax.evals import export_parity, llama_parity
 from colajax.evals.tasks.outputs import Output
 from colajax.evals.tasks.prompts import OURS
 from colajax.hf.export import export
 from colajax.hf.import_run import make_run, write_group
-from colajax.sampling.cola import Sampler
-from colajax.sampling.load import run_tokenizer
+from colajax.sampling.load import FAMILIES, run_tokenizer
 from colajax.stories.grammar import stories
 from colajax.train import __main__ as training
 from colajax.train import reporter
@@ -41,13 +40,14 @@ class Reached(Exception):
 
 def make_things(base: Path, records: Path) -> Path:
     """Fills a folder with one of everything that a command reads."""
-    for stage in ("vae", "joint"):
+    for stage in ("vae", "joint", "ar", "llada"):
         _leave_run(base / stage, stage, records)
     (base / "joint" / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": step, "kind": kind, "loss": 1.5, "accuracy": 0.5}) + "\n"
                 for step, kind in ((1, "train"), (2, "train"), (2, "eval")))
     )  # fmt: skip
-    export(base / "joint", base / "hf", run_tokenizer(base / "joint"), {})
+    for stage, out in (("joint", "hf"), ("ar", "ar_hf"), ("llada", "llada_hf")):
+        export(base / stage, base / out, run_tokenizer(base / stage), {})
     shutil.copytree(base / "hf", base / "sharded")
     for part in ("cola_vae", "cola_dit"):
         _add_index(base / "sharded" / part)
@@ -108,15 +108,22 @@ def _add_tasks(base: Path) -> None:
 _STAGE_2 = ["--config", tiny_runs.spec("joint"), *[f"--config.{o}" for o in tiny_runs.overrides("joint")]]
 COMMANDS = {
     "generate": ["--workdir", "@/joint", "--prompt", "Anna"],
+    "generate ar": ["--workdir", "@/ar", "--prompt", "Anna"],
+    "generate llada": ["--workdir", "@/llada", "--prompt", "Anna", "--block_length", "8"],
     "evaluate": ["--workdir", "@/joint", "--records", "@/records", "--prefixes", "2"],
     "evaluate tasks": ["--workdir", "@/joint", "--tasks", "lambada,mmlu,story_cloze", "--data", "@/tasks", "--prompts",
                        "@/tasks/prompts.json", "--out", "@/out"],
     "evaluate hf": ["--hf", "@/hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
     "evaluate rescore": ["--rescore", "@/outputs"],
     "export_hf": ["--workdir", "@/joint", "--out", "@/out", "--skip_verify"],
+    "export_hf ar": ["--workdir", "@/ar", "--out", "@/out", "--skip_verify"],
+    "export_hf llada": ["--workdir", "@/llada", "--out", "@/out", "--skip_verify"],
+    "verify_export ar": ["--workdir", "@/ar", "--hf", "@/ar_hf"],
     "verify_export": ["--workdir", "@/joint", "--hf", "@/hf"],
     "import_hf": ["--hf", "@/hf", "--workdir", "@/out", *_STAGE_2],
     "import_hf sharded": ["--hf", "@/sharded", "--workdir", "@/out", *_STAGE_2],
+    "import_hf ar": ["--hf", "@/ar_hf", "--workdir", "@/out"],
+    "import_hf llada": ["--hf", "@/llada_hf", "--workdir", "@/out"],
     "train": ["--config", "@/joint/config.json", "--workdir", "@/joint", "--config.records=@/records"],
     "train begun": [*_STAGE_2, "--workdir", "@/out", "--config.records=@/records", "--config.init_from=@/vae"],
     "prepare_data": ["--input", "@/text", "--tokenizer", "@/tokenizers/tokenizer.model", "--out", "@/out",
@@ -144,11 +151,13 @@ def run(command: str, arguments: list[str]) -> Ended:
         patch.syspath_prepend(tiny_runs.ROOT / "tools")
         module = training if command == "train" else importlib.import_module(command)
         patch.setattr(sys, "argv", [command, *arguments])
-        patch.setattr(Sampler, "generate", _reach)
+        for family in FAMILIES.values():
+            patch.setattr(family, "generate", _reach)
         patch.setattr(reporter, "Speed", _reach)
         for starts_processes in (training, module):
             patch.setattr(starts_processes, "join", lambda: None, raising=False)
         patch.setattr(export_parity, "_compare_vae", _reach)
+        patch.setattr(llama_parity, "outputs", _reach)
         if command == "plan":
             patch.setattr(module, "make_plan", _reach)
         try:
