@@ -1,4 +1,9 @@
-"""Gradients of bfloat16 compute against float32: every parameter of every network; sums that saturate in bfloat16."""
+"""Gradients of bfloat16 compute against float32: every parameter of every network; sums that saturate in bfloat16.
+
+COLAJAX_PAPER_WIDTHS=1: one and two layers of the paper's widths at 8,192 tokens too, which takes half an hour.
+"""
+
+import os
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +24,14 @@ from colajax.train.step import batch_gradients, rounded_kernels
 
 # The widths of the paper's models, with a vocabulary and a number of layers that fit here.
 PAPER_VAE = ("vae.dim=1536", "vae.ffn_dim=6144", "vae.num_heads=12", "vae.vocab_size=2048", "vae.block_size=16")
-ONE_LAYER = (*PAPER_VAE, "vae.encoder_num_blocks=1", "vae.decoder_num_blocks=1")
+PAPER_DIT = (
+    "dit.txt_dim=2048", "dit.emb_dim=2048", "dit.heads=16", "dit.head_dim=128", "dit.rope_dim=96", "dit.block_size=16",
+)  # fmt: skip
+
+
+def of_layers(count: int) -> tuple:
+    return (*PAPER_VAE, f"vae.encoder_num_blocks={count}", f"vae.decoder_num_blocks={count}", "remat=dots")
+
 
 # (stage, rows, tokens of each, overrides, median). Roundings are each token's own and what tokens agree on adds up, so
 # that with fewer tokens the share of the roundings is greater: at the paper's widths 8,192 would take minutes here.
@@ -27,8 +39,14 @@ CASES = {
     "stage 1, quickstart": ("vae", 128, 64, (), 0.01),
     "stage 2, quickstart": ("joint", 128, 64, (), 0.01),
     "masked diffusion, quickstart": ("llada", 128, 64, (), 0.01),
-    "stage 1, the paper's widths, 1 layer": ("vae", 4, 128, ONE_LAYER, 0.02),
+    "stage 1, the paper's widths, 1 layer": ("vae", 4, 128, of_layers(1), 0.02),
 }
+if os.environ.get("COLAJAX_PAPER_WIDTHS"):
+    for count in (1, 2):
+        given = (*of_layers(count), "accumulation_steps=4")  # for memory
+        prior = (*given, *PAPER_DIT, f"dit.num_layers={count}")
+        CASES[f"stage 1, the paper's widths, {count} layers, 8,192 tokens"] = ("vae", 16, 512, given, 0.01)
+        CASES[f"stage 2, the paper's widths, {count} layers, 8,192 tokens"] = ("joint", 16, 512, prior, 0.01)
 
 
 def away_from_start(params: dict, seed: int) -> dict:
@@ -50,7 +68,9 @@ def relative_errors(stage_name: str, rows: int, length: int, overrides: tuple) -
         share = 1 / np.arange(1, stage.vocab_size)
         tokens = 1 + np.random.default_rng(0).choice(len(share), (rows, length), p=share / share.sum())
         examples = stage.examples(jnp.asarray(tokens, jnp.int32), training_draw(1, 0, jnp.arange(rows)))
-        run = jax.jit(lambda state, examples: batch_gradients(stage, state, examples, stage.groups, 1)[0])
+        run = jax.jit(
+            lambda state, examples: batch_gradients(stage, state, examples, stage.groups, config.accumulation_steps)[0]
+        )
         found = jax.device_get(run(TrainState(jnp.int32(0), params, {}, frozen), examples))
         return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
 
