@@ -129,9 +129,9 @@ def test_the_corpus_tells_nothing_of_held_out_people_and_places(documents):
     assert names == set(WORDS["name"])  # each of them is known apart
 
 
-def test_half_the_corpus_are_stories_and_of_the_rest_all_formats(documents):
+def test_a_quarter_of_the_corpus_are_stories_and_of_the_rest_all_formats(documents):
     told = [text for text in documents if check_story(text).accepted]
-    assert 0.45 < len(told) / len(documents) < 0.55
+    assert 0.2 < len(told) / len(documents) < 0.3
     starts = [template.text.partition("{")[0] for name, template in making.templates().items() if name != "lambada"]
     for start in starts:
         assert sum(text.startswith(start) for text in documents) > 100

@@ -4,8 +4,8 @@
     python tools/make_corpus.py --kind probes --out probes.jsonl --count 60000 --seed 0
     python tools/make_corpus.py --kind docstrings --out docstrings.jsonl
 
-"stories" are `--count` distinct stories of a closed world, made from `--seed`; "probes" are stories and, as many,
-questions about them with their answers, for models that are evaluated on what make_probes.py writes; "docstrings" are
+"stories" are `--count` distinct stories of a closed world, made from `--seed`; "probes" are stories and, three times
+as many, questions about such with their answers, for models that are asked what make_probes.py writes; "docstrings" are
 about 3 MB of prose from the Python installation. Prints the number of documents and characters and the first document;
 takes seconds.
 """

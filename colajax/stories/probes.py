@@ -68,30 +68,31 @@ WHO_WHERE = {
         ("Which animal did they have?", "a {animal}"),
     ),
 }
-# Answers of several words, whose options differ in one or two of them.
+# Answers of several words, whose options differ in one or two of them; the first of each kind are without names, which
+# are the last thing that a small model learns to copy.
 DETAILS = {
     "lost, found by the animal": (
-        ("What did {hero} lose, and where?", "a {colour} {object} near the {place}"),
+        ("What was lost, and where?", "a {colour} {object} near the {place}"),
         ("Who helped whom?", "{friend} helped {hero}"),
     ),
     "lost, found by the friend": (
+        ("What was taken where?", "the {colour} {object} to the {place}"),
         ("What did {friend} find?", "the {colour} {object} of {hero}"),
-        ("Who helped whom?", "{friend} helped {hero}"),
     ),
     "gift": (
-        ("Which way did {hero} walk?", "from the {place} to the {far}"),
+        ("Which way did they walk?", "from the {place} to the {far}"),
         ("What did {friend} get?", "a {colour} {object} from {hero}"),
     ),
     "trade": (
+        ("What was traded?", "the {colour} {object} and the {colour2} {object2}"),
         ("What did {hero} take?", "the {colour2} {object2} of {friend}"),
-        ("What did {friend} take?", "the {colour} {object} of {hero}"),
     ),
     "visit": (
-        ("Which way did {hero} go?", "from the {place} to the {far}"),
+        ("Which way did they go?", "from the {place} to the {far}"),
         ("Who had what?", "{hero} had a {animal} and a {colour} {object}"),
     ),
     "harvest": (
-        ("Who planted what?", "{hero} planted {crop} and {friend} planted {crop2}"),
+        ("What was planted?", "{crop} and {crop2}"),
         ("Who made what?", "{friend} made {crop2.made} and {hero} made {crop.made}"),
     ),
 }
@@ -219,8 +220,12 @@ def _next_sentence(story: Story, index: int, wrong: int, rng: random.Random) -> 
 
 
 def _cloze(story: Story, rng: random.Random, held_out: bool) -> Probe | None:
-    index = rng.randrange(2, len(story.wordings) - 1) if len(story.wordings) > 3 else 2
-    found = _next_sentence(story, index, 3, rng)
+    """A sentence inside the story, in half the cases one without names."""
+    places = range(2, len(story.wordings) - 1)
+    if rng.random() < 0.5:
+        named = {Slot("hero", ""), Slot("friend", "")}
+        places = [place for place in places if not named & set(story.wordings[place])]
+    found = _next_sentence(story, index := rng.choice(places), 3, rng) if places else None
     return found and Probe(story.text(index), found[0], _shuffled([found[0], *found[1]], rng))
 
 

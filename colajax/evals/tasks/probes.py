@@ -25,12 +25,12 @@ def templates() -> dict[str, Template]:
 
 
 def corpus(seed: int, count: int) -> Iterator[str]:
-    """`count` documents, none about held-out people and places: half of them stories, the others questions with their
-    answers in the formats of the tasks."""
+    """`count` documents, none about held-out people and places: a quarter stories, the others questions with their
+    answers in the formats of the tasks, most of which begin with a story too."""
     rng, forms = random.Random(seed), templates()
     asked = [name for name in TASKS if name != "lambada"]  # whose text is a story's
     for _ in range(count):
-        if rng.random() < 0.5:
+        if rng.random() < 0.25:
             yield draw_story(rng, held_out=False).text()
         else:
             task = rng.choice(asked)
