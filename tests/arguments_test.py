@@ -21,6 +21,8 @@ VALUES = (
 COMMON = {
     "make_corpus": ["--kind", "stories", "--out", "@/out.jsonl", "--count", "3"],
     "make_probes": ["--out", "@/probes", "--count", "2"],
+    "flops": ["--config", tiny_runs.spec("vae")],
+    "scaling": ["status", "--ladder", "@/ladder.py:tiny", "--root", "@/curves"],
     "plan": ["--config", tiny_runs.spec("vae"), "--topology", "cpu:2"],
     **{name: arguments for name, arguments in COMMANDS.items() if " " not in name},
     **{name: COMMANDS[name] for name in ("evaluate tasks", "evaluate rescore")},

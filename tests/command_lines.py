@@ -33,6 +33,11 @@ from colajax.train import __main__ as training
 from colajax.train import reporter
 from colajax.train.stored import open_arrays
 
+LADDER = """
+from colajax.scaling.ladder import Ladder, Member
+LADDERS = {"tiny": Ladder((1e-6, 2e-6), (1,), (), {"small": {"cola": Member("configs/cola_vae.py:quickstart")}})}
+"""
+
 
 class Reached(Exception):
     """The command read everything and came to what it computes."""
@@ -60,6 +65,7 @@ def make_things(base: Path, records: Path) -> Path:
     (base / "text" / "a.jsonl.zst").write_bytes(pyarrow.compress(lines, "zstd", asbytes=True))
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), base / "text" / "a.parquet")
     _add_tasks(base)
+    (base / "ladder.py").write_text(LADDER)
     (base / "tokenizers").mkdir()
     for name in ("tokenizer.model", "tokenizer.json"):
         shutil.copy(base / "hf" / name, base / "tokenizers")

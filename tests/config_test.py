@@ -13,7 +13,7 @@ from tiny_runs import ROOT, file_of, tiny_config
 from colajax.stages import stage_of
 from colajax.train.config import flatten, load_config
 
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "ladder.py")
 
 
 # ---- configurations that ship ----------------------------------------------------------------------------------------

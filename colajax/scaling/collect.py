@@ -1,0 +1,122 @@
+"""What the runs of a ladder have come to, from their workdirs alone: config.json, metrics.jsonl and
+tasks/STEP/tasks.json."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+from colajax.errors import UserError
+from colajax.files import read_json
+from colajax.train.kept import run_config
+from colajax.train.metrics import read_lines
+
+COST = ("tokens", "eflops", "exact_eflops")  # of a line of metrics.jsonl
+FAMILIES = {"joint": "cola", "ar": "ar", "llada": "llada"}  # by the stage of a run
+TASKS = {
+    "lambada": "LAMBADA", "mmlu": "MMLU", "obqa": "OBQA", "hellaswag": "HellaSwag", "race": "RACE", "siqa": "SIQA",
+    "squad": "SQuAD", "story_cloze": "Story Cloze",
+}  # fmt: skip
+
+
+class Point(NamedTuple):
+    """One task (or "mean") at one checkpoint."""
+
+    family: str
+    run: str
+    seed: int
+    task: str
+    step: int
+    tokens: int
+    eflops: float
+    exact_eflops: float
+    accuracy: float
+    low: float
+    high: float
+    count: int
+
+
+class Collected(NamedTuple):
+    points: list[Point]
+    stage_one: dict[str, float]  # family -> exact EFLOPs of the stage 1 run that each of its runs began with
+    settings: dict[str, dict]  # run -> what its evaluations were done with
+
+
+def collect(workdirs: Iterable[epath.PathLike]) -> Collected:
+    """All runs that have been evaluated. Raises UserError on runs that cannot be compared, and where there is none."""
+    points, stage_one, settings, facts = [], {}, {}, {}
+    for workdir in map(epath.Path, workdirs):
+        config = run_config(workdir)
+        if config["stage"] not in FAMILIES:
+            continue
+        found = list(_points(workdir, config))
+        if not found:
+            continue
+        points += found
+        facts[str(workdir)] = _facts(config, found[-1])
+        settings[workdir.name] = read_json(workdir / "tasks" / str(found[-1].step) / "tasks.json")["settings"]
+        if (exact := _stage_one(config)) is not None:
+            stage_one[found[0].family] = exact
+    if not points:
+        raise UserError("no run with tasks/STEP/tasks.json among the workdirs; evaluate their checkpoints first")
+    _check_comparable(facts)
+    return Collected(points, stage_one, settings)
+
+
+def _points(workdir: epath.Path, config: dict) -> Iterator[Point]:
+    """Of one run, step by step."""
+    ledger = {line["step"]: line for line in read_lines(workdir / "metrics.jsonl") if line.keys() >= set(COST)}
+    folder = workdir / "tasks"
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    for step in sorted(steps):
+        file = folder / str(step) / "tasks.json"
+        if not file.exists():
+            continue  # an evaluation that is not finished
+        if step not in ledger:
+            raise UserError(f"{workdir / 'metrics.jsonl'}: no line of step {step} with exact_eflops; {file} is of it")
+        cost = [ledger[step][name] for name in COST]
+        for task, score in _scores(file):
+            yield Point(FAMILIES[config["stage"]], workdir.name, config["seed"], task, step, *cost, *score)
+
+
+def _scores(file: epath.Path) -> Iterator[tuple[str, list[float]]]:
+    """(task or "mean", [accuracy, low, high, count]) of a report."""
+    report = read_json(file, "tasks", "mean", "settings")
+    try:
+        for task, score in (*report["tasks"].items(), ("mean", report["mean"])):
+            values = [float(score[name]) for name in ("accuracy", "low", "high", "count")]
+            if not all(0 <= value <= 1 for value in values[:3]) or values[3] < 1:
+                raise ValueError(task)
+            yield task, values
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{file}: damaged; expected accuracy, low, high, count of every task; evaluate again") from None
+
+
+def _facts(config: dict, point: Point) -> dict:
+    """What has to be the same of all runs, by what it is called."""
+    tokens = config["batch_size"] * config["sequence_length"]
+    return {
+        "tokens": f"{tokens:,} a step, {point.tokens / point.eflops:.4g} an EFLOP",
+        "tokenizer": config["facts"].get("tokenizer"),
+        "records": config["facts"].get("records"),
+    }
+
+
+def _check_comparable(facts: dict[str, dict]) -> None:
+    (first, expected), *others = facts.items()
+    for workdir, found in others:
+        for name in expected:
+            if found[name] != expected[name]:
+                raise UserError(
+                    f"{workdir}: the runs disagree in {name}: {found[name]}, but {expected[name]} in {first}; "
+                    f"a ladder's runs see the same tokens of the same tokenizer"
+                )
+
+
+def _stage_one(config: dict) -> float | None:
+    """Exact EFLOPs of the stage 1 run that a run began with; None where there is none, or it is not there any more."""
+    begun, source = config["facts"].get("init"), config.get("init_from")
+    if not begun or not source:
+        return None
+    lines = read_lines(epath.Path(source) / "metrics.jsonl")
+    return next((x["exact_eflops"] for x in lines if x["step"] == begun["step"] and "exact_eflops" in x), None)
