@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -15,6 +16,7 @@ from import_test import run_tool
 
 from colajax.errors import UserError
 from colajax.evals.export_parity import CERTIFICATE, verify
+from colajax.hf import layout
 from colajax.hf.export import export
 from colajax.hf.import_run import import_run
 from colajax.sampling.load import load_run, run_tokenizer
@@ -113,6 +115,20 @@ def test_bfloat16_there_and_back(baselines, stage, tmp_path):
     export(tmp_path / "run", tmp_path / "again", run_tokenizer(run), SETTINGS, dtype="bfloat16")
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "hf" / file).read_bytes()
+
+
+@each
+def test_an_export_in_shards_is_loaded_by_both(baselines, stage, tmp_path, monkeypatch):
+    _, run, hf = baselines[stage]
+    monkeypatch.setattr(layout.save, "__kwdefaults__", {**layout.save.__kwdefaults__, "shard_bytes": 100_000})
+    export(run, tmp_path / "hf", run_tokenizer(run), SETTINGS)
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 2
+    auto = {"ar": "AutoModelForCausalLM", "llada": "AutoModelForMaskedLM"}[stage]
+    whole, divided = (load(folder, auto, trust_remote_code=True).state_dict() for folder in (hf, tmp_path / "hf"))
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in divided.items())
+    import_run(tmp_path / "hf", tmp_path / "run", tiny_runs.tiny_config(stage))
+    ours, theirs = (open_arrays(folder)[1]["llama"] for folder in (run, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, ours), jax.tree.map(np.asarray, theirs))
 
 
 @each

@@ -72,13 +72,13 @@ def test_an_exchange_of_samples_is_refused_before_anything_is_written(stage, fau
         assert message in line
 
 
-# python -c SAMPLE GUARDS: without the guards of colajax/axes.py XLA's own partitioner exchanges samples on this mesh.
-# Should a later one not do it, the guards may go.
+# python -c SAMPLE CASE. "without": without the guards of colajax/axes.py XLA's own partitioner exchanges Cola's samples
+# on this mesh; should a later one not do it, the guards may go. "exchanged": those of the baselines, on purpose.
 SAMPLE = """
 import sys
 import jax.numpy as jnp
 import tiny_models
-from colajax.errors import run_main
+from colajax.errors import UserError, run_main
 from colajax.models import decoder, dit, text_vae, vae_block
 from colajax.parallel.mesh import make_mesh
 from colajax.sampling.load import FAMILIES
@@ -87,29 +87,41 @@ from colajax.sampling.self_check import check_sampler
 def main():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     configs = {"vae": tiny_models.VAE, "dit": tiny_models.DIT, "llama": tiny_models.LLAMA}
-    for stage in ("joint",) if sys.argv[1] == "without" else FAMILIES:
-        family = FAMILIES[stage]
-        check_sampler(
-            family, {g: configs[g] for g in family.CONFIGS}, pad_id=0, dtype=jnp.float32, mesh=mesh
-        )
+    for stage in CASES[sys.argv[1]]:
+        of_family = {g: configs[g] for g in FAMILIES[stage].CONFIGS}
+        try:
+            check_sampler(FAMILIES[stage], of_family, pad_id=0, dtype=jnp.float32, mesh=mesh)
+        except UserError as error:
+            print(f"refused: {error}")
 
+def exchanging(probe):
+    def exchanged(self, prompts):
+        found = probe(self, prompts)
+        order = jnp.arange(len(prompts)).at[1].set(2).at[2].set(1)
+        return {name: x[order] if self.mesh.size > 1 else x for name, x in found.items()}
+    return exchanged
+
+CASES = {"with": FAMILIES, "without": ("joint",), "exchanged": ("ar", "llada")}
 if sys.argv[1] == "without":
     for module in (decoder, dit, text_vae, vae_block):
         module.by_sample = lambda x: x
+elif sys.argv[1] == "exchanged":
+    for stage in CASES["exchanged"]:
+        FAMILIES[stage].probe = exchanging(FAMILIES[stage].probe)
 run_main(main)
 """
 
 
-@pytest.mark.parametrize("guards", ["with", "without"])
-def test_a_sampler_whose_samples_the_compiler_exchanges_is_refused(guards):
+@pytest.mark.parametrize(("case", "refused"), [("with", 0), ("without", 1), ("exchanged", 2)])
+def test_a_sampler_whose_samples_the_compiler_exchanges_is_refused(case, refused):
     where = environment(8, NPROC="32", PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     result = subprocess.run(
-        [sys.executable, "-c", SAMPLE, guards], cwd=ROOT, env=where, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SAMPLE, case], cwd=ROOT, env=where, capture_output=True, text=True, check=False
     )
-    assert result.returncode == {"with": 0, "without": 2}[guards], result.stderr[-3000:]
-    if guards == "without":
-        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert "error: 8 devices: the logits of block " in line
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [line for line in result.stdout.splitlines() if line.startswith("refused: ")]
+    assert len(lines) == refused
+    assert all(line.startswith("refused: 8 devices: the logits of ") for line in lines)
 
 
 @pytest.mark.parametrize(("places", "kinds"), [(1, 1), (2, 2), (8, 4), (352, 4), (7, 3)])

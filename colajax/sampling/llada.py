@@ -53,9 +53,7 @@ class LLaDASampler(BaseSampler):
             over_mesh(self._block_steps), static_argnames=("size", "guided"),
             donate_argnames=("tokens_BxT", "seen_BxV"), out_shardings=(samples, samples, whole),
         )  # fmt: skip
-        self._logits = jax.jit(
-            over_mesh(lambda params, *row: self._llama.bind(params["llama"])(row[0], lengths=row[1])[0])
-        )
+        self._first_logits = jax.jit(over_mesh(self._logits_behind_prompt), out_shardings=samples)
         self._over_samples = lambda array: jax.device_put(array, samples)
 
     @staticmethod
@@ -101,9 +99,13 @@ class LLaDASampler(BaseSampler):
     def probe(self, prompts) -> dict[str, jax.Array]:
         """Of a whole masked answer of UNIT tokens, at its first token."""
         tokens, prompt = self._with_masks(self.filled_up(prompts, None)[0], UNIT)
-        logits = self._logits(self.params, tokens, prompt + np.int32(UNIT))
-        first = jnp.take_along_axis(logits, prompt[:, None, None], axis=1)[:, 0]
-        return {"the first token": first[: len(prompts)]}
+        logits = self._first_logits(self.params, tokens, prompt, prompt + np.int32(UNIT))
+        return {"the first token": logits[: len(prompts)]}
+
+    def _logits_behind_prompt(self, params, tokens_BxT, prompt_B, used_B):
+        model = self._llama.bind(params["llama"])
+        h, _ = model.hidden(tokens_BxT, lengths=used_B)
+        return model.logits(jnp.take_along_axis(h, prompt_B[:, None, None], axis=1))[:, 0]
 
     def _with_masks(self, prompts, budget: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (B, T): prompts, `budget` masks behind each, padding; (B,) lengths of the prompts."""
