@@ -158,7 +158,7 @@ def generate(vae, dit_model, prompt, noise, *, steps, guidance, pad, penalty=1.0
     """The blocks of one sample at temperature 0, all recomputed at every step; vae, dit_model: (config, tensors);
     noise: (blocks, bs, d). Returns logits (blocks, bs * patch, V) and tokens (blocks, bs * patch)."""
     (vc, vw), (dc, dw) = vae, dit_model
-    size, patch = vc["block_size"], vc["patch_size"]
+    size, patch = dc["block_size"], vc["patch_size"]
     padded = list(prompt) + [pad] * (-len(prompt) % (size * patch))
     z = encode(vc, vw, padded)[0] if padded else np.zeros((0, vc["latent_dim"]))
     z = (z - vc["shifting_factor"]) * vc["scaling_factor"]

@@ -19,6 +19,8 @@ OPTIONS = {
     "silu, no qk norm, clipped": ({"act": "silu", "qk_norm": False, "clip_qkv": 0.5}, {"qk_bias": True, "rope_dim": 8}),
     "not block-causal, patch 2": ({"block_causal": False, "patch_size": 2}, {"rope_dim": 2}),
     "block 1, no variance": ({"block_size": 1, "use_variation": False}, {"block_size": 1, "num_layers": 1}),
+    "causal VAE under a prior of larger blocks": ({"block_size": 1}, {"num_layers": 1}),
+    "VAE of half the prior's block, patch 2": ({"block_size": 2, "patch_size": 2}, {"num_layers": 1}),
     "block 3, patch 3, fewer norms": (
         {
             "block_size": 3, "patch_size": 3, "layer_norm_affine": False, "qk_norm_affine": False,
@@ -107,7 +109,7 @@ def test_generation(written):
     size = sampler.block_tokens
     lengths = [0, 1, size - 1, size + 1, 2 * size]
     prompts = [rng.integers(0, PAD, length).tolist() for length in lengths]
-    noise = rng.standard_normal((3, len(prompts), vae.config.block_size, vae.config.latent_dim)).astype(np.float32)
+    noise = rng.standard_normal((3, len(prompts), dit.config.block_size, vae.config.latent_dim)).astype(np.float32)
     settings = SamplingSettings(steps=3, guidance=2.5, temperature=0, repetition_penalty=1.3)
     logits, tokens = zip(*sampler.blocks(prompts, settings, 3, noise=noise), strict=True)
     for i, prompt in enumerate(prompts):

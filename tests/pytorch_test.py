@@ -118,7 +118,7 @@ def test_every_option_agrees_with_numpy(options, tmp_path):
         parts.append(part.from_pretrained(folder).eval())
         slow.append((json.loads((folder / "config.json").read_text()), reference.read(folder)))
     model = ColaModel(ColaConfig(pad_token_id=PAD, eos_token_id=None), *parts)
-    (c, w), size, patch = slow[0], model.vae.config.block_size, model.vae.config.patch_size
+    (c, w), size, patch = slow[0], model.dit.config.block_size, model.vae.config.patch_size
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, c["vocab_size"] + 1, (1, 3 * size * patch))
     z = rng.standard_normal((1, 3 * size, c["latent_dim"])).astype(np.float32)

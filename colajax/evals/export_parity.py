@@ -198,10 +198,10 @@ def _compare_dit(config, params: dict, model, rng) -> list[Difference]:
 
 def _compare_generation(sampler: Sampler, model, rng) -> list[Difference]:
     """Two blocks, greedy, from the same noise; an empty prompt, one inside a block, one of a block and a part."""
-    config, width = sampler.vae_config, sampler.block_tokens
+    config, size, width = sampler.vae_config, sampler.block_size, sampler.block_tokens
     lengths = (0, max(1, width // 2), width + max(1, width // 4))
     prompts = [rng.integers(0, config.vocab_size, length).tolist() for length in lengths]
-    noise = rng.standard_normal((2, len(prompts), config.block_size, config.latent_dim)).astype(np.float32)
+    noise = rng.standard_normal((2, len(prompts), size, config.latent_dim)).astype(np.float32)
     settings = {"steps": 4, "guidance": 1.5, "temperature": 0.0, "repetition_penalty": 1.1}
     nudged = noise * (1 + np.finfo(np.float32).eps * rng.choice([-1, 1], noise.shape)).astype(np.float32)
     ours, moved = (list(sampler.blocks(prompts, SamplingSettings(**settings), 2, noise=n)) for n in (noise, nudged))

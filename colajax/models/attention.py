@@ -92,7 +92,7 @@ def row_attention(q, k, v, *, causal: bool, lengths=None):
     """A row as one block: a position reads itself and those before it (causal), or all. q, k, v: (B, L, H, K); lengths:
     (B,) positions in use, or None for L; the others are read by none. Returns (B, L, H, K)."""
     length = q.shape[1]
-    mask = _up_to_itself(length) if causal else None
+    mask = _up_to_own_block(length, 1) if causal else None
     if lengths is not None:
         used = (jnp.arange(length) < lengths[:, None])[:, None, None, None]
         mask = used if mask is None else used & mask
@@ -100,18 +100,20 @@ def row_attention(q, k, v, *, causal: bool, lengths=None):
     return attend(q, k, v, mask, None, None)[:, 0, 0]
 
 
-def cached_attention(q, k, v, cache: KVCache, context_lengths, *, causal: bool = False):
+def cached_attention(q, k, v, cache: KVCache, context_lengths, *, block_size: int | None = None):
     """One block a sample against the cache. q, k, v: (B, C, S, H, K); cache: one layer's, (B, J, H, K);
-    context_lengths: (B, C), how many cached positions each copy sees; causal: a position of the block does not see
-    those behind it. Returns (B, C, S, H, K)."""
+    context_lengths: (B, C), how many cached positions each copy sees; block_size: of the blocks inside the block, whose
+    positions see their own and those before it (1: causal); None: all see all. Returns (B, C, S, H, K)."""
     mask = jnp.arange(cache.k.shape[1]) < context_lengths[:, :, None, None, None]
-    own_mask = _up_to_itself(q.shape[2]) if causal else None
+    size = q.shape[2]
+    own_mask = None if block_size is None or block_size >= size else _up_to_own_block(size, block_size)
     return attend(q[:, :, None], k[:, :, None], v[:, :, None], own_mask, cache, mask)[:, :, 0]
 
 
-def _up_to_itself(length: int):
+def _up_to_own_block(length: int, block_size: int):
     """(L, L) booleans, queries by keys."""
-    return jnp.asarray(np.tri(length, dtype=bool))
+    block = np.arange(length) // block_size
+    return jnp.asarray(block[:, None] >= block)
 
 
 def append_to_cache(cache: KVCache, new: KVCache, at) -> KVCache:

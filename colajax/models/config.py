@@ -177,5 +177,7 @@ def check_pair(vae: VAEConfig, dit: DiTConfig) -> None:
     if vae.latent_dim != dit.txt_in_channels:
         channels = f"config.dit.txt_in_channels is {dit.txt_in_channels}"
         raise UserError(f"{channels}: expected the VAE's latent_dim, {vae.latent_dim}")
-    if vae.block_size != dit.block_size:
-        raise UserError(f"config.dit.block_size is {dit.block_size}: expected the VAE's, {vae.block_size}")
+    if dit.block_size % vae.block_size:
+        raise UserError(
+            f"config.dit.block_size is {dit.block_size}: expected the VAE's, {vae.block_size}, or a multiple of it"
+        )

@@ -31,8 +31,8 @@ class Decoder(nnx.Module):
     def hidden(self, z_BxLxD, *, lengths=None, positions=None, cache: KVCache | None = None, context_lengths=None):
         """Everything before the vocabulary. z: (B, L, D). Returns (h (B, T, M), keys and values of every layer).
 
-        With a cache (every layer's), z is one block a sample at positions (B, S), and context_lengths (B,) of the
-        cached positions are seen."""
+        With a cache (every layer's), z is one block of the prior a sample at positions (B, S), and context_lengths (B,)
+        of the cached positions are seen."""
         config = self.config
         x = by_sample(self.latent_in(z_BxLxD))
         positions = jnp.arange(x.shape[1]) if positions is None else positions

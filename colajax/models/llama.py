@@ -53,7 +53,8 @@ class LlamaBlock(nnx.Module):
             o = row_attention(q, k, v, causal=self.causal, lengths=lengths)
         else:
             one_copy = (a[:, None] for a in (q, k, v))
-            o = cached_attention(*one_copy, cache, context_lengths[:, None], causal=self.causal)
+            inner = 1 if self.causal else None
+            o = cached_attention(*one_copy, cache, context_lengths[:, None], block_size=inner)
         return by_sample(self.out(o.reshape(h_BxTxM.shape))), KVCache(k, v)
 
 

@@ -38,7 +38,7 @@ class VAEBlock(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x_BxLxM, positions, *, lengths=None, cache: KVCache | None = None, context_lengths=None):
-        """x: (B, L, M); positions: (B, L) or (L,). With a cache (one layer's) x is one block a sample, and
+        """x: (B, L, M); positions: (B, L) or (L,). With a cache (one layer's) x is one block of the prior a sample, and
         context_lengths (B,) says how much of the cache each sees. Returns (x, the layer's new keys and values)."""
         config = self.config
         with jax.named_scope("attention"):
@@ -66,9 +66,9 @@ class VAEBlock(nnx.Module):
         rope_dtype = jnp.float32 if config.rope_full_precision else self.dtype
         q, k = (layers.rotate_half(a, positions, frequencies, rope_dtype) for a in (q, k))
         one_copy = (a[:, None] for a in (q, k, v))
+        block_size = config.block_size if config.block_causal else x_BxLxM.shape[1]
         if cache is None:
-            block_size = config.block_size if config.block_causal else x_BxLxM.shape[1]
             o = block_causal_attention(*one_copy, block_size, lengths)
         else:
-            o = cached_attention(*one_copy, cache, context_lengths[:, None])
+            o = cached_attention(*one_copy, cache, context_lengths[:, None], block_size=block_size)
         return by_sample(self.out(o.reshape(x_BxLxM.shape))), KVCache(k, v)

@@ -63,7 +63,8 @@ class Sampler(BaseSampler):
             eos_id=eos_id, token_count=token_count, mesh=mesh,
         )  # fmt: skip
         self._vae, self._dit = models["vae"], models["dit"]
-        self.block_tokens = vae_config.block_size * vae_config.patch_size
+        self.block_size = dit_config.block_size  # a whole number of the VAE's
+        self.block_tokens = self.block_size * vae_config.patch_size
         over_mesh, whole, state = laid_out(self.mesh), replicated(self.mesh), self._state_shardings()
         self.prefill = jax.jit(over_mesh(self._prefill), static_argnames="capacity", out_shardings=state)
         self.block_step = jax.jit(
@@ -123,7 +124,7 @@ class Sampler(BaseSampler):
         tokens, padded, prompt_latents = self._pad(prompts)
         if noise is not None:
             noise = jnp.pad(noise, ((0, 0), (0, len(prompts) - samples), (0, 0), (0, 0)))
-        size = self.vae_config.block_size
+        size = self.block_size
         prompt_blocks = tokens.shape[1] // self.block_tokens
         capacity = max(prompt_blocks, power_of_two(int(prompt_latents.max()) // size + blocks)) * size
         state = self.prefill(self.params, tokens, padded, prompt_latents, capacity=capacity)
@@ -141,7 +142,7 @@ class Sampler(BaseSampler):
 
     def _prompt_tokens_in_first_block(self, length: int) -> int:
         prompt_latents = -(-length // self.vae_config.patch_size)
-        prefix_blocks = prompt_latents // self.vae_config.block_size
+        prefix_blocks = prompt_latents // self.block_size
         # Negative when the prefix's last latent is part pad.
         return max(0, length - prefix_blocks * self.block_tokens)
 
@@ -154,17 +155,17 @@ class Sampler(BaseSampler):
         """Tokens (B, T) with pads; (B,) latents of each sample padded alone to whole blocks; (B,) prompt latents."""
         tokens, lengths = self.padded(prompts)
         own_blocks = -(-lengths // self.block_tokens)
-        return tokens, own_blocks * self.vae_config.block_size, -(-lengths // self.vae_config.patch_size)
+        return tokens, own_blocks * self.block_size, -(-lengths // self.vae_config.patch_size)
 
     def _check_noise(self, noise, blocks: int, samples: int):
-        expected = (samples, self.vae_config.block_size, self.vae_config.latent_dim)
+        expected = (samples, self.block_size, self.vae_config.latent_dim)
         if noise is not None and (noise.ndim != 4 or noise.shape[0] < blocks or noise.shape[1:] != expected):
             raise UserError(f"noise has shape {noise.shape}: expected {(blocks, *expected)}")
         return None if noise is None else jnp.asarray(noise, jnp.float32)
 
     def _prefill(self, params, tokens_BxT, padded_B, prompt_latents_B, *, capacity: int) -> State:
         """Encodes the prompts and fills both caches, of `capacity` latents, with their prefixes."""
-        config, size = self.vae_config, self.vae_config.block_size
+        config, size = self.vae_config, self.block_size
         vae, dit = self._vae.bind(params["vae"]), self._dit.bind(params["dit"])
         mean, _ = vae.encoder(tokens_BxT, padded_B)
         z_BxPxD = normalise(config, mean)
@@ -185,7 +186,7 @@ class Sampler(BaseSampler):
         """Draws one block and appends it to the caches. Returns (state, logits (B, S * patch, V), tokens)."""
         vae, dit = self._vae.bind(params["vae"]), self._dit.bind(params["dit"])
         z_BxSxD = self._flow(dit, state, noise_BxSxD, steps, guidance, guided)
-        size = self.vae_config.block_size
+        size = self.block_size
         positions = state.finished[:, None] + jnp.arange(size)
         logits, decoder_kv = vae.decoder(
             z_BxSxD, positions=positions, cache=state.decoder, context_lengths=state.finished

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from colajax.errors import UserError
 from colajax.keys import Draw
-from colajax.models.config import VAEConfig
 from colajax.models.layers import REMAT_POLICIES
 from colajax.stages.flops import Keys
 
@@ -186,9 +185,9 @@ def check_step(config, rows_together: int, unit: str = "accumulation_steps") -> 
         )
 
 
-def check_lengths(vae: VAEConfig, sequence_length: int) -> None:
+def check_lengths(patch_size: int, block_size: int, sequence_length: int) -> None:
     """Raises UserError unless rows hold whole blocks."""
-    unit = vae.patch_size * vae.block_size
+    unit = patch_size * block_size
     if sequence_length % unit:
         raise UserError(
             f"config.sequence_length is {sequence_length}: expected a multiple of patch_size * block_size = {unit}; "

@@ -18,7 +18,7 @@ from colajax.models.layers import Functional
 from colajax.models.text_vae import normalise
 from colajax.objectives import elbo
 from colajax.objectives import flow_matching as fm
-from colajax.stages.base import exactly, latents_of, nominal_params, parameter_count, time_bins
+from colajax.stages.base import check_lengths, exactly, latents_of, nominal_params, parameter_count, time_bins
 from colajax.stages.flops import Keys, encoder_flops, trained_dit_flops, trained_modulation_flops
 from colajax.stages.text_vae import TextVAEStage
 
@@ -36,6 +36,7 @@ class JointStage(TextVAEStage):
         super().__init__(config, pad_id)
         self.dit_config: DiTConfig = from_mapping(DiTConfig, config.dit.to_dict(), "config.dit")
         check_pair(self.vae_config, self.dit_config)
+        check_lengths(self.vae_config.patch_size, self.dit_config.block_size, config.sequence_length)
         if not self.vae_config.block_causal:
             raise UserError("config.vae.block_causal: expected True: the sampler decodes block by block")
         dtype = jnp.dtype(config.compute_dtype)

@@ -32,7 +32,7 @@ class TextVAEStage(Stage):
                 raise UserError("config.objective.fixed_log_snr: expected None for a VAE without use_variation")
             if self.objective.beta:
                 raise UserError("config.objective.beta: expected 0 for a VAE without use_variation, which has no KL")
-        check_lengths(self.vae_config, config.sequence_length)
+        check_lengths(self.vae_config.patch_size, self.vae_config.block_size, config.sequence_length)
         self.rows_together = self._rows_together()
         check_step(config, self.rows_together, "accumulation_steps * mask_every")
         make = dict(dtype=jnp.dtype(config.compute_dtype), remat=config.remat)

@@ -19,7 +19,7 @@ class ColaGeneration:
     @property
     def block_tokens(self):
         """Tokens a block stands for."""
-        return self.vae.config.block_size * self.vae.config.patch_size
+        return self.dit.config.block_size * self.vae.config.patch_size
 
     def generate(self, input_ids, attention_mask=None, *, noise=None, **settings):
         """New tokens of each prompt, a list of lists: max_new_tokens, or fewer where the end token comes first.
@@ -60,7 +60,7 @@ class ColaGeneration:
         The first block begins with the prompt tokens that do not fill a block of the prefix (as sampled again, not as
         given). prompts: lists of token ids; the rest as in `generate`.
         """
-        size, channels = self.vae.config.block_size, self.vae.config.latent_dim
+        size, channels = self.dit.config.block_size, self.vae.config.latent_dim
         device = self.dit.txt_in.proj.weight.device
         generators = [torch.Generator().manual_seed((seed << 32) + i) for i in range(len(prompts))]
         state = self._prefill(prompts, blocks)
@@ -73,7 +73,9 @@ class ColaGeneration:
             z = self._flow(state, drawn.to(device), steps, guidance)
             positions = state.finished[:, None] + torch.arange(size, device=device)
             mask = cached_mask(state.finished, state.decoder[0][0].shape[2], size)
-            logits, decoder_kv = self.vae.decoder(z, positions=positions, mask=mask, cache=state.decoder)
+            own = self.vae.config.block_size if self.vae.config.block_causal else size
+            vae_mask = cached_mask(state.finished, state.decoder[0][0].shape[2], size, own)
+            logits, decoder_kv = self.vae.decoder(z, positions=positions, mask=vae_mask, cache=state.decoder)
             candidates = with_text(logits, self.config)
             tokens = choose(candidates, seen, generators, temperature, top_k, top_p, repetition_penalty)
             _, dit_kv = self.dit(z, torch.zeros_like(z[..., 0]), positions, mask, state.dit)
@@ -86,7 +88,7 @@ class ColaGeneration:
     def _prefill(self, prompts, blocks):
         """Encodes the prompts and fills both caches with their prefixes: the whole blocks of prompt latents."""
         config, device = self.vae.config, self.dit.txt_in.proj.weight.device
-        size, width = config.block_size, self.block_tokens
+        size, width = self.dit.config.block_size, self.block_tokens
         lengths = [len(prompt) for prompt in prompts]
         own_blocks = torch.tensor([-(-length // width) for length in lengths], device=device)
         latents = torch.tensor([-(-length // config.patch_size) for length in lengths], device=device)
@@ -125,7 +127,7 @@ class ColaGeneration:
 
     def _prompt_tokens_in_first_block(self, length):
         latents = -(-length // self.vae.config.patch_size)
-        return max(0, length - latents // self.vae.config.block_size * self.block_tokens)
+        return max(0, length - latents // self.dit.config.block_size * self.block_tokens)
 
 
 class _State:

@@ -61,11 +61,13 @@ def two_copy_mask(length, block_size, device):
     return torch.cat([clean, torch.cat([earlier, own], dim=1)])[None, None]
 
 
-def cached_mask(context_lengths, cached, size):
-    """A block of `size` that sees the first context_lengths (B,) of `cached` positions, and itself: (B, 1, 1, J)."""
+def cached_mask(context_lengths, cached, size, block_size=None):
+    """A block of `size` that sees the first context_lengths (B,) of `cached` positions, and itself; with a block_size,
+    of itself what is in no later block of that size: (B, 1, size, J)."""
     seen = torch.arange(cached, device=context_lengths.device) < context_lengths[:, None]
-    own = torch.ones(len(seen), size, dtype=torch.bool, device=seen.device)
-    return torch.cat([seen, own], dim=1)[:, None, None]
+    own = block_causal_mask(size, block_size or size, seen.device)[0, 0]
+    parts = (seen[:, None].expand(-1, size, -1), own[None].expand(len(seen), -1, -1))
+    return torch.cat(parts, dim=2)[:, None]
 
 
 def grow(cache, capacity):
