@@ -7,18 +7,7 @@ python -m colajax.train --config configs/cola_joint.py:quickstart --workdir DIR 
     --config.init_from=STAGE1
   Two CPU cores, a few minutes: what launch/quickstart.sh runs.
 
-The paper's variants, as overrides (--config.KEY=VALUE):
-  fixed VAE                    objective.train_vae=False
-  VAE learning rate x0.01      optimizer.lr_ratio="(('vae/.*', 0.01), ('.*', 1.0))"
-  all from scratch             init_from="" objective.lambda_ref=0.0
-  interval, 2k joint of 5k     objective.interval=5000 objective.interval_joint=2000
-  fixed logSNR 1.5             objective.fixed_log_snr=1.5 (stage 1 too)
-  without L_mask               objective.mask_every=0
-  uniform time                 objective.time_distribution=uniform
-  block size 64                vae.block_size=64 dit.block_size=64 (stage 1 too)
-  patch size 2                 vae.patch_size=2 (stage 1 too)
-  latent dimension 64          vae.latent_dim=64 dit.txt_in_channels=64 dit.txt_out_channels=64
-                               objective.time_loc=1.7 (stage 1 too)
+The paper's variants of it are configs/ablations.py.
 """
 
 import dataclasses

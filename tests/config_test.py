@@ -1,7 +1,7 @@
 """Configurations that ship, overrides, and every mistake in one line before anything is written."""
 
+import functools
 import importlib.util
-import re
 import subprocess
 import sys
 
@@ -13,7 +13,8 @@ from tiny_runs import ROOT, file_of, tiny_config
 from colajax.stages import stage_of
 from colajax.train.config import flatten, load_config
 
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "ladder.py")
+MADE_BY_NAME = ("ablations.py", "ladder.py")  # from a table of their own, which has its own test
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name not in MADE_BY_NAME)
 
 
 # ---- configurations that ship ----------------------------------------------------------------------------------------
@@ -50,15 +51,23 @@ def test_the_eflop_axis_of_the_paper(stage):
     assert [10_000 * a_step, 15_000 * a_step] == pytest.approx([77.86, 116.78], abs=0.01)
 
 
-def test_the_variants_in_the_header_of_stage_2_are_accepted():
-    header = (ROOT / "configs/cola_joint.py").read_text().split('"""')[1].partition("The paper's variants")[2]
-    overrides = re.findall(r'([\w.]+)=("[^"]*"|\S+)', header.replace("--config.KEY=VALUE", ""))
-    assert len(overrides) >= 14
-    for key, text in overrides:
-        text = text.strip('"')  # as the shell does
-        config = load_config(f"{ROOT}/configs/cola_joint.py", [f"{key}={text}"])
-        value = flatten(config.to_dict())[key]
-        assert text in (str(value), repr(value)) or float(text) == value
+def test_every_ablation_changes_what_it_says_and_has_a_stage_1_that_fits(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "configs"))
+    ablations = importlib.import_module("ablations")
+
+    @functools.cache
+    def loaded(spec):
+        return load_config(f"{ROOT}/configs/{spec}", [])
+
+    for variant, (name, of_stage_1, quickstart) in ablations.VARIANTS.items():
+        config, size = loaded(f"ablations.py:{variant}"), "-quickstart" if quickstart else ""
+        plain = f"{'cola_vae' if of_stage_1 else 'cola_joint'}.py:{size[1:]}"
+        said = (ablations.QUICKSTART if quickstart else {}).get(name, ablations.ABLATIONS[name])
+        said = {key: value for key, value in said.items() if not of_stage_1 or key.startswith(ablations.STAGE_1)}
+        assert flatten(config.to_dict()) == flatten(loaded(plain).to_dict()) | said
+        if f"{name}-vae{size}" in ablations.VARIANTS and quickstart and not of_stage_1:
+            first = loaded(f"ablations.py:{name}-vae{size}")
+            stage_of(config)(config, pad_id=0).check_start(first.to_dict())
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------
@@ -159,7 +168,8 @@ def test_a_mistake_in_a_configuration_file(program, said, tmp_path):
         ("vae", ["vae.rope_theta=0"], ["config.vae", "rope_theta is 0", "a positive number"]),
         ("joint", [], ["config.init_from", "--config.init_from=DIR"]),
         ("joint", ["objective.lambda_ref=0", "objective.train_vae=False"], ["config.init_from"]),
-        ("joint", ["dit.block_size=4"], ["block_size is 4", "8"]),
+        ("joint", ["dit.block_size=4"], ["block_size is 4", "8, or a multiple of it"]),
+        ("joint", ["vae.block_size=1", "dit.block_size=12"], ["sequence_length is 32", "block_size = 12", "36"]),
         ("joint", ["dit.txt_in_channels=8", "dit.txt_out_channels=8"], ["txt_in_channels is 8", "latent_dim, 4"]),
         ("joint", ["objective.time_distribution=normal"], ["time_distribution is 'normal'", "uniform"]),
         ("joint", ["objective.interval=5", "objective.interval_joint=6"], ["interval_joint is 6", "interval - 1 (4)"]),
