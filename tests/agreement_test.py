@@ -20,7 +20,7 @@ WORKER = """
 import json, sys
 import jax
 from colajax.errors import UserError
-from colajax.parallel.agreement import check_agreement, share_errors
+from colajax.parallel.agreement import check_agreement, from_first, share_errors
 from colajax.parallel.processes import join
 
 join()
@@ -60,6 +60,8 @@ print(json.dumps([
     error_of(lambda: check_agreement({"the run's step": 20, "jax": "1"})),
     error_of(lambda: share_errors(refused_in_the_first)),
     error_of(lambda: share_errors(bug_in_the_second)),
+    error_of(lambda: from_first(lambda: {"mine": mine})),
+    error_of(lambda: from_first(refused_in_the_first)),
 ]))
 """
 
@@ -92,6 +94,11 @@ def test_what_is_refused_in_one_and_a_bug_of_one_end_all(met):
     assert met[0][5] == met[1][5] == "error: process 0: /nowhere/file: No such file or directory"
     assert met[0][6] == "error: process 1: KeyError: 'missing'"
     assert met[1][6] == "a bug: 'missing'"
+
+
+def test_what_the_first_finds_is_so_in_all(met):
+    assert met[0][7] == met[1][7] == {"mine": 0}
+    assert met[0][8] == met[1][8] == met[0][5]
 
 
 def test_what_differs_is_named_in_all(met):

@@ -123,6 +123,7 @@ COMMANDS = {
     "evaluate hf ar": ["--hf", "@/ar_hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
     "evaluate hf llada": ["--hf", "@/llada_hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
     "evaluate hf": ["--hf", "@/hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
+    "evaluate ar_hf": ["--hf", "@/ar_hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
     "evaluate rescore": ["--rescore", "@/outputs"],
     "export_hf": ["--workdir", "@/joint", "--out", "@/out", "--skip_verify"],
     "export_hf ar": ["--workdir", "@/ar", "--out", "@/out", "--skip_verify"],

@@ -29,6 +29,7 @@ from colajax.evals.tasks.prompts import read_prompts
 from colajax.evals.tasks.run import NEW_TOKENS, run_tasks
 from colajax.evals.tasks.table import tasks_named
 from colajax.files import check_writable, write_whole
+from colajax.parallel.agreement import share_errors
 from colajax.parallel.processes import is_first, join
 from colajax.sampling.base import BaseSampler
 from colajax.sampling.load import FAMILIES, family_of, load_run
@@ -95,7 +96,9 @@ def _tasks(args) -> None:
     tasks = tasks_named(args.tasks)
     family = FAMILIES[stage_of_export(args.hf)] if args.workdir is None else family_of(args.workdir)
     settings = _settings(args, family)
-    templates, data = read_prompts(tasks, args.prompts), read_data(tasks, args.data, args.limit)
+    templates, data = share_errors(
+        lambda: (read_prompts(tasks, args.prompts), read_data(tasks, args.data, args.limit))
+    )
     check_writable(epath.Path(args.workdir) / "tasks" if args.out is None else args.out)
     model = model_of_export(args.hf) if args.workdir is None else model_of_run(args.workdir, args.step)
     out = epath.Path(args.workdir) / "tasks" / str(model.step) if args.out is None else epath.Path(args.out)

@@ -7,7 +7,7 @@ from etils import epath
 
 from colajax.data.tokenizer import Tokenizer
 from colajax.errors import UserError
-from colajax.hf import layout
+from colajax.hf import layout, shards
 from colajax.hf.import_run import export_tokenizer
 from colajax.parallel.mesh import make_mesh
 from colajax.sampling import load as sampling
@@ -55,10 +55,13 @@ def model_of_export(hf: epath.PathLike) -> Model:
     if tokenizer.vocab_size > vocabulary:
         raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the model has only {vocabulary}")
     dtype = found.get("dtype") or found.get("torch_dtype") or "float32"
-    sampler = checked_sampler(
-        sampling.FAMILIES[stage], configs, {group: model.params for group, model in models.items()}, tokenizer,
-        dtype=dtype, mesh=make_mesh(EVERY_DEVICE),
-    )  # fmt: skip
+    if not isinstance(dtype, str) or dtype not in shards.DTYPES:
+        raise UserError(f"{hf}: config.json: dtype is {dtype!r}: expected one of {', '.join(shards.DTYPES)}")
+    params = {group: model.params for group, model in models.items()}
+    if not sampling.all_finite(params):
+        raise UserError(f"{hf}: NaN or infinity among the parameters; export another step")
+    family, mesh = sampling.FAMILIES[stage], make_mesh(EVERY_DEVICE)
+    sampler = checked_sampler(family, configs, params, tokenizer, dtype=dtype, mesh=mesh)
     return Model(sampler, tokenizer, FAMILIES[stage], None, dtype)
 
 

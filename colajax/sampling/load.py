@@ -50,7 +50,7 @@ def load_run(workdir, step: int | None = None) -> LoadedRun:
     }
     mesh = make_mesh(EVERY_DEVICE)
     step, params = read_params(workdir, step, like=parameters_like(family.models(configs), mesh))
-    if not _all_finite(params):
+    if not all_finite(params):
         raise UserError(f"{workdir}: step {step} holds NaN or infinity among its parameters; name another step")
     sampler = checked_sampler(family, configs, params, tokenizer, dtype=config["compute_dtype"], mesh=mesh)
     return LoadedRun(sampler, tokenizer, config, step)
@@ -70,7 +70,8 @@ def checked_sampler(
 
 
 @jax.jit
-def _all_finite(params: dict) -> jax.Array:
+def all_finite(params: dict) -> jax.Array:
+    """Whether no parameter is NaN or infinite; what is generated from such is refused."""
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
 
 
