@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import echo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,6 +178,23 @@ def test_the_run_is_evaluated_sampled_exported_and_imported_in_the_bucket(stage_
     assert stored(BUCKET / "imported", 3) == stored(stage_two, STEPS)
     assert (BUCKET / "imported" / "tokenizer.model").read_bytes() == (corpus / "tokenizer.model").read_bytes()
     assert not [file for file in files_under(BUCKET) if "tmp-" in str(file)]
+
+
+def test_tasks_are_evaluated_in_a_bucket_and_go_on_there(server, tmp_path):
+    """With data from the bucket; killed in the midst of either task."""
+    (BUCKET / "tasks").mkdir()
+    echo.write_data(BUCKET / "tasks")
+    expected = echo.evaluate(BUCKET / "tasks", tmp_path, echo.Echo())
+    for dies_in in (2, 6):
+        with pytest.raises(echo.Killed):
+            echo.evaluate(BUCKET / "tasks", BUCKET / "scores", echo.Echo(dies_in=dies_in))
+    last = echo.Echo()
+    assert echo.evaluate(BUCKET / "tasks", BUCKET / "scores", last) == expected
+    assert len(last.batches) == 4
+    local = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert local == {"settings.json", "tasks.json", "tasks.csv", "generations/mmlu.jsonl", "generations/squad.jsonl"}
+    for name in local:
+        assert (BUCKET / "scores" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_requests_of_a_save_and_of_a_start(server, capsys):
