@@ -66,6 +66,7 @@ def make_things(base: Path, records: Path) -> Path:
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), base / "text" / "a.parquet")
     _add_tasks(base)
     (base / "ladder.py").write_text(LADDER)
+    _add_curves(base)
     (base / "tokenizers").mkdir()
     for name in ("tokenizer.model", "tokenizer.json"):
         shutil.copy(base / "hf" / name, base / "tokenizers")
@@ -95,6 +96,22 @@ def _add_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def _add_curves(base: Path) -> None:
+    """Two runs that have been evaluated at two steps."""
+    score = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "count": 50}
+    for stage in ("joint", "ar"):
+        run = base / "curves" / "runs" / stage
+        run.mkdir(parents=True)
+        shutil.copy(base / stage / "config.json", run)
+        costs = [{"tokens": 1000 * step, "eflops": step / 7, "exact_eflops": step / 5} for step in (1, 2)]
+        lines = [{"step": step, "kind": "eval", **cost} for step, cost in enumerate(costs, 1)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for step in (1, 2):
+            (run / "tasks" / str(step)).mkdir(parents=True)
+            report = {"tasks": {"mmlu": score}, "mean": score, "settings": {}}
+            (run / "tasks" / str(step) / "tasks.json").write_text(json.dumps(report))
+
+
 def _add_tasks(base: Path) -> None:
     """Records of three tasks, prompts, and outputs."""
     record = {"id": "1", "question": "Who?", "choices": ["Anna", "Ben", "Tom", "Lucy"], "answer": "B"}
@@ -120,6 +137,7 @@ COMMANDS = {
     "evaluate tasks": ["--workdir", "@/joint", "--tasks", "lambada,mmlu,story_cloze", "--data", "@/tasks", "--prompts",
                        "@/tasks/prompts.json", "--out", "@/out"],
     "evaluate tasks ar": ["--workdir", "@/ar", "--tasks", "mmlu", "--data", "@/tasks"],
+    "scaling plot": ["plot", "--root", "@/curves", "--out", "@/out"],
     "evaluate hf ar": ["--hf", "@/ar_hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
     "evaluate hf llada": ["--hf", "@/llada_hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
     "evaluate hf": ["--hf", "@/hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],

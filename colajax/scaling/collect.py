@@ -1,6 +1,7 @@
 """What the runs of a ladder have come to, from their workdirs alone: config.json, metrics.jsonl and
 tasks/STEP/tasks.json."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -75,6 +76,8 @@ def _points(workdir: epath.Path, config: dict) -> Iterator[Point]:
         if step not in ledger:
             raise UserError(f"{workdir / 'metrics.jsonl'}: no line of step {step} with exact_eflops; {file} is of it")
         cost = [ledger[step][name] for name in COST]
+        if not all(type(value) in (int, float) and 0 < value < math.inf for value in cost):
+            raise UserError(f"{workdir / 'metrics.jsonl'}: damaged; expected numbers of step {step}: {', '.join(COST)}")
         for task, score in _scores(file):
             yield Point(FAMILIES[config["stage"]], workdir.name, config["seed"], task, step, *cost, *score)
 
