@@ -170,6 +170,7 @@ def test_the_program_on_the_card_runs(baselines, stage, tmp_path, capsys):
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["rope_scaling", "linear"]),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, ["rope_scaling", "llama3"]),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["rope_scaling", "dynamic"]),
+        ({"rope_scaling": {"type": ["default"]}}, ["rope_scaling"]),
         ({"attention_bias": True}, ["attention_bias"]),
         ({"mlp_bias": True}, ["mlp_bias"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
@@ -179,6 +180,7 @@ def test_the_program_on_the_card_runs(baselines, stage, tmp_path, capsys):
         ({"vocab_size": 400}, ["wrong shape", "lm_head.weight"]),
         ({"hidden_sise": 32}, ["hidden_sise", "hidden_size"]),
         ({"quantization_config": {}}, ["quantization_config"]),
+        ({"model_type": ["llama"]}, ["model_type", "['llama']"]),
         ({"model_type": "mistral"}, ["model_type", "'mistral'", "'llama'", "cola_vae"]),
     ],
 )

@@ -98,7 +98,7 @@ def stage_in(hf) -> str:
     if not path.exists():
         raise UserError(f"{hf}: no {VAE.folder}/ there, and no config.json; expected a checkpoint of a family")
     found = _read_json(path, " or ".join(baselines)).get("model_type")
-    if found not in baselines:
+    if not isinstance(found, str) or found not in baselines:
         expected = f"expected {' or '.join(map(repr, baselines))}, or a folder {VAE.folder}/ beside it"
         raise UserError(f"{path}: model_type is {found!r}: {expected}")
     return baselines[found]
@@ -144,7 +144,7 @@ def _with_plain_rope(found: dict) -> dict:
     that is None where there is none. Newer ones have both in rope_parameters."""
     said = {key: value for key, value in found.items() if key not in ("rope_parameters", "rope_scaling")}
     for rope in (found.get("rope_scaling"), found.get("rope_parameters")):
-        if isinstance(rope, dict) and {rope.get("rope_type", "default"), rope.get("type", "default")} == {"default"}:
+        if isinstance(rope, dict) and [rope.get(key, "default") for key in ("rope_type", "type")] == ["default"] * 2:
             said |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
         elif rope is not None:
             said["rope_scaling"] = rope
