@@ -18,7 +18,6 @@ from colajax.sampling.load import FAMILIES
 WORKER = Path(__file__).parent / "mesh_worker.py"
 # Each axis alone, each with each other one, all three.
 MESHES = ["8,1,1", "1,8,1", "1,1,8", "2,2,2", "1,4,2"]
-DRAWING = ("joint", "llada")  # stages of which one draws whatever any does
 OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # as production runs are compiled
 # (processes, devices of each, mesh): parameters and heads, or the batch and parameters, lie across processes.
 CLUSTERS = [(2, 4, "1,1,8"), (4, 2, "2,2,2")]
@@ -104,10 +103,8 @@ def test_processes_give_the_same_numbers_and_the_same_text(processes, devices, m
 def test_what_the_loss_reads_hangs_on_seed_step_and_sample_alone(records):
     """Rows, noise, times and masks of 50 updates, by digest: 1, 2, 4, 8 devices; 1, 2, 4 processes; 1, 2, 4 parts."""
 
-    def digests(*runs: tuple[str, int], seed=66, **where) -> list[tuple]:
-        jobs = [("hashes", mesh, stage, str(records), parts, seed) for mesh, parts in runs for stage in DRAWING]
-        found = iter(run_worker(jobs, **where))
-        return list(zip(*[found] * len(DRAWING), strict=True))
+    def digests(*runs: tuple[str, int], seed=66, **where) -> list[str]:
+        return run_worker([("hashes", mesh, "joint", str(records), parts, seed) for mesh, parts in runs], **where)
 
     alone = digests(("one", 1), ("one", 2), ("one", 4), devices=1)
     found = digests(("2,1,1", 2), devices=2) + digests(("1,4,1", 4), devices=4)
@@ -116,5 +113,13 @@ def test_what_the_loss_reads_hangs_on_seed_step_and_sample_alone(records):
     found += digests(("2,2,1", 1), processes=4, devices=1)
     assert len(alone + found) == 10
     assert set(alone + found) == {alone[0]}
-    (other,) = digests(("one", 1), seed=67, devices=1)
-    assert not set(other) & set(alone[0])
+    assert digests(("one", 1), seed=67, devices=1) != alone[:1]
+
+
+def test_what_masked_diffusion_reads_does_too(records):
+    """Rates, masks and the cuts of whole batches, which draw nothing that the test before this one has not in its
+    processes."""
+    runs = [("one", 1, 66), ("one", 4, 66), ("2,2,2", 1, 66), ("8,1,1", 2, 66), ("one", 1, 67)]
+    *found, other = run_worker([("hashes", mesh, "llada", str(records), parts, seed) for mesh, parts, seed in runs])
+    assert set(found) == {found[0]}
+    assert other != found[0]
