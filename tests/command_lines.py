@@ -137,6 +137,7 @@ COMMANDS = {
     "evaluate tasks": ["--workdir", "@/joint", "--tasks", "lambada,mmlu,story_cloze", "--data", "@/tasks", "--prompts",
                        "@/tasks/prompts.json", "--out", "@/out"],
     "evaluate tasks ar": ["--workdir", "@/ar", "--tasks", "mmlu", "--data", "@/tasks"],
+    "report": ["@/joint", "@/curves/runs/ar", "--out", "@/out.html"],
     "scaling plot": ["plot", "--root", "@/curves", "--out", "@/out"],
     "evaluate hf ar": ["--hf", "@/ar_hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],
     "evaluate hf llada": ["--hf", "@/llada_hf", "--tasks", "mmlu", "--data", "@/tasks", "--out", "@/out"],

@@ -19,7 +19,7 @@ SEED = int(os.environ.get("COLAJAX_SEED", "4"))
 _ON_RUN = ("generate", "export_hf", "train")
 FILES = {
     "joint/config.json": ("generate", "evaluate", "export_hf", "train"),
-    "joint/metrics.jsonl": ("evaluate", "train"),
+    "joint/metrics.jsonl": ("evaluate", "train", "report"),
     "joint/tokenizer.model": _ON_RUN,
     "joint/checkpoints/2/_CHECKPOINT_METADATA": _ON_RUN,
     "joint/checkpoints/2/state/_METADATA": _ON_RUN,
@@ -53,7 +53,7 @@ FILES = {
     "outputs/mmlu.jsonl": ("evaluate rescore",),
     "curves/runs/ar/config.json": ("scaling plot",),
     "curves/runs/ar/metrics.jsonl": ("scaling plot",),
-    "curves/runs/ar/tasks/1/tasks.json": ("scaling plot",),
+    "curves/runs/ar/tasks/1/tasks.json": ("scaling plot", "report"),
     "text/a.txt": ("prepare_data", "train_tokenizer"),
     "text/a.jsonl": ("prepare_data", "train_tokenizer"),
     "text/a.jsonl.gz": ("prepare_data",),
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_no_traceback(pattern, command, things, tmp_path):
                 assert str(tmp_path / thing) in errors or "config." in errors
                 assert tree(tmp_path) == before
         finally:
-            for left in ("out", "out.model"):
+            for left in ("out", "out.model", "out.html"):
                 path = tmp_path / left
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ LAYERS = (
     ("stages", "train"),
     ("sampling", "hf"),
     ("evals", "planning", "serve", "command_line"),
-    ("scaling",),
+    ("scaling", "reporting"),
     ("train.__main__",),
 )
 BELOW_ALL = ("axes", "errors", "files", "keys")  # of these, errors below the others
