@@ -4,11 +4,13 @@ import json
 import re
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 import tiny_runs
 from command_lines import run
 
+from colajax.reporting import latents as latents_module
 from colajax.reporting.latents import principal_components
 
 HOSTILE = "<script>alert('x')</script>&\"<img src=http://x.example/a.png>"
@@ -109,12 +111,35 @@ def test_a_line_of_a_chart_goes_through_what_was_logged(workdirs):
     assert first < second  # SVG counts from the top
 
 
+@pytest.mark.parametrize("values", [(0, 0), (1e-300, 1e29), (-1e29, 1e29), (1e29, 1e-9), (5, 5), (float("nan"), 2)])
+def test_figures_of_any_size_have_a_place(values, workdirs):
+    lines = [{"step": step, "kind": "eval", "loss": value, "kl_reference": value} for step, value in enumerate(values)]
+    write_lines(workdirs[0] / "metrics.jsonl", lines)
+    text = report(workdirs[:1])
+    places = re.findall(r'(?:points|cx|cy|x|y|x1|y1)="([^"]*)"', text)
+    assert all(abs(float(number)) < 1000 for place in places for number in re.split("[ ,]", place))
+
+
 def test_latents_of_a_checkpoint(things, tmp_path):
     out = tmp_path / "report.html"
     arguments = [str(things / "vae"), str(things / "ar"), "--records", str(things / "records"), "--out", str(out)]
     assert run("report", arguments)[::2] == (0, "")
     Page(out.read_text())
     assert "vae: latents, step 2" in out.read_text()
+
+
+def test_parameters_that_are_not_finite_are_one_line(things, tmp_path, monkeypatch):
+    read = latents_module.read_params
+
+    def damaged(*args, **kwargs):
+        step, params = read(*args, **kwargs)
+        return step, jax.tree.map(lambda x: x * np.nan, params)
+
+    monkeypatch.setattr(latents_module, "read_params", damaged)
+    out = tmp_path / "report.html"
+    status, _, errors = run("report", [str(things / "vae"), "--records", str(things / "records"), "--out", str(out)])
+    assert (status, errors) == (2, f"error: {things}/vae: step 2 holds NaN or infinity among its parameters; leave "
+                                   "this run out\n")  # fmt: skip
 
 
 def test_principal_components_are_those_of_the_singular_values():

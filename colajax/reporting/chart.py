@@ -77,7 +77,7 @@ def chart(
     if not points:
         return ""
     ys = [y for _, y in points]
-    log = log and min(ys) > 0
+    log = log and min(ys) > 1e-30
     low, high = healthy
     marks = [mark for mark in healthy if mark is not None]
     across = axis((x for x, _ in points), LEFT, WIDTH - RIGHT, room=0.05 if equal else 0.02)

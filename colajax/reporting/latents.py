@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from colajax.data.records import Records, check_tokenizer
+from colajax.errors import UserError
 from colajax.models.config import VAEConfig, from_mapping
 from colajax.models.layers import Functional
 from colajax.models.text_vae import TextVAE
 from colajax.parallel.mesh import make_mesh
 from colajax.sampling.base import EVERY_DEVICE, parameters_like
-from colajax.sampling.load import run_tokenizer
+from colajax.sampling.load import all_finite, run_tokenizer
 from colajax.train.checkpoint import read_params
 
 TEXT_VAES = ("vae", "joint")  # the stages that have one
@@ -31,12 +32,14 @@ class Latents(NamedTuple):
 
 def latents_of(workdir, config: dict, records) -> Latents:
     """Encodes the first held-out rows with the run's latest checkpoint. Raises UserError on records that are not of its
-    tokenizer, and on a run without a checkpoint."""
+    tokenizer, on a run without a checkpoint, and on parameters that are not finite."""
     tokenizer, held_out = run_tokenizer(workdir), Records.open(records, "validation")
     check_tokenizer(held_out.metadata, tokenizer)
     vae = from_mapping(VAEConfig, config["vae"], f"{workdir}: vae")
     model = Functional(lambda rngs: TextVAE(vae, dtype=jnp.float32, rngs=rngs))
     step, params = read_params(workdir, like=parameters_like({"vae": model}, make_mesh(EVERY_DEVICE)))
+    if not all_finite(params):
+        raise UserError(f"{workdir}: step {step} holds NaN or infinity among its parameters; leave this run out")
     rows = held_out.read(range(min(ROWS, len(held_out))))
     rows = rows[:, : rows.shape[1] - rows.shape[1] % vae.patch_size]
     pad = held_out.metadata["tokenizer"]["pad_id"]

@@ -60,7 +60,7 @@ def _read(name: str, workdir: epath.Path) -> WorkdirRecord:
     metrics = _numbers(workdir / "metrics.jsonl", "kind", ("train", "eval"))
     timeline = _numbers(workdir / "timeline.jsonl", "event", ("start", "train", "evaluation", "save"))
     folder = workdir / "tasks"
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
     files = {step: folder / str(step) / "tasks.json" for step in steps}
     found = [_evaluation(path) for path in sorted(workdir.glob("evaluation*.json"))]
     return WorkdirRecord(
