@@ -148,7 +148,7 @@ def _clear_abandoned(path: epath.Path) -> None:
     mine = f"{path.name}.tmp-{socket.gethostname()}-"
     for found in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
         number = found.name.removeprefix(mine)
-        if not (found.name.startswith(mine) and number.isdigit()):
+        if not (found.name.startswith(mine) and number.isdecimal()):
             continue
         # This process' own number: a container that is started again has the name and the number it had before.
         if int(number) == os.getpid() or not _runs(int(number)):

@@ -187,7 +187,7 @@ def test_a_file_of_another_kind_is_named_by_both_command_lines(corpus, tmp_path)
 def test_make_corpus_refuses_numbers_of_stories_that_there_are_not(tmp_path, count):
     done = _tool("make_corpus.py", "--kind", "stories", "--out", tmp_path / "a.jsonl", "--count", count)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: --count {count}: expected 1 to 10000000 stories\n"
+    assert done.stderr == f"error: --count {count}: expected 1 to 10000000 documents\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,7 +68,7 @@ def _points(workdir: epath.Path, config: dict) -> Iterator[Point]:
     """Of one run, step by step."""
     ledger = {line["step"]: line for line in read_lines(workdir / "metrics.jsonl") if line.keys() >= set(COST)}
     folder = workdir / "tasks"
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
     for step in sorted(steps):
         file = folder / str(step) / "tasks.json"
         if not file.exists():

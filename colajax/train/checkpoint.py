@@ -87,7 +87,7 @@ def latest_step(workdir) -> int | None:
 def _whole_steps(workdir) -> Iterator[int]:
     """The newest first: in a bucket each is asked for by requests of its own."""
     folder = epath.Path(workdir) / FOLDER
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
     return (step for step in sorted(steps, reverse=True) if _is_whole(folder / str(step)))
 
 
