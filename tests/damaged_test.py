@@ -13,6 +13,8 @@ import pytest
 from command_lines import COMMANDS, assert_refused, given, run, tree
 from hypothesis import HealthCheck, Phase, seed, settings
 
+from colajax.evals.export_parity import CERTIFICATE
+
 COUNT = int(os.environ.get("COLAJAX_DAMAGES", "3"))
 SEED = int(os.environ.get("COLAJAX_SEED", "4"))
 
@@ -64,6 +66,11 @@ FILES = {
 }
 
 
+def without_certificates(folder) -> list[str]:
+    """What lies in a folder, but for what verify_export says of an export that is not its run's."""
+    return [path for path in tree(folder) if not path.endswith(CERTIFICATE)]
+
+
 # Of a restoration that failed TensorStore has threads that come to their end later, and find nobody who waits for it.
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
@@ -86,14 +93,16 @@ def test_a_damaged_file_is_no_traceback(pattern, command, things, tmp_path):
         damage.copy(things / thing, tmp_path / thing)
         file = sorted(tmp_path.glob(pattern))[0]
         damage.apply(how, file)
-        before = tree(tmp_path)
+        before = without_certificates(tmp_path)
         try:
             status, _, errors = run(command.split()[0], given(command, tmp_path))
             assert status in (0, 2)
             if status:
                 assert_refused(errors)
-                assert str(tmp_path / thing) in errors or "config." in errors
-                assert tree(tmp_path) == before
+                # Of records that are others than the run's it is the run that says so.
+                named = (str(tmp_path / thing), "config.", "facts.records was")
+                assert any(name in errors for name in named)
+                assert without_certificates(tmp_path) == before
         finally:
             for left in ("out", "out.model", "out.html"):
                 path = tmp_path / left

@@ -58,7 +58,7 @@ def verify(workdir, hf: epath.PathLike, *, tolerance: float = TOLERANCE) -> list
     path = hf / MANIFEST
     if not path.exists():
         raise UserError(f"{hf}: no {MANIFEST} there; expected a folder that tools/export_hf.py wrote")
-    manifest = read_json(path, "sha256", "step", "dtype")
+    manifest = _manifest(path)
     with fetched(hf) as local:
         table = [Difference("tensors that differ from the manifest", _wrong_digests(local, manifest))]
         if not table[0].largest:
@@ -88,6 +88,15 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None  # run from a folder on PYTHONPATH
+
+
+def _manifest(path) -> dict:
+    found = read_json(path, "sha256", "step", "dtype")
+    digests, step, dtype = found["sha256"], found["step"], found["dtype"]
+    texts = isinstance(digests, dict) and all(isinstance(digest, str) for digest in digests.values())
+    if not (texts and type(step) is int and isinstance(dtype, str) and dtype in shards.DTYPES):
+        raise UserError(f"{path}: damaged; expected sha256 of every tensor, a step and a dtype; export again")
+    return found
 
 
 def _wrong_digests(hf: pathlib.Path, manifest: dict) -> int:

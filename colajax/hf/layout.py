@@ -161,9 +161,10 @@ def _stored_tensors(folder: epath.Path) -> dict[str, shards.Stored]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         files = dict.fromkeys(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        shard_of = {file: folder / file for file in files}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{index}: no readable weight_map; expected a safetensors index") from None
-    files = {file: shards.stored_in(folder / file) for file in files}
+    files = {file: shards.stored_in(shard) for file, shard in shard_of.items()}
     for name, file in weight_map.items():
         if name not in files[file]:
             raise UserError(f"{folder / file}: tensor {name} is not in it, though the index says so")
