@@ -163,6 +163,10 @@ def test_the_run_is_evaluated_sampled_exported_and_imported_in_the_bucket(stage_
     result = json.loads((stage_two / "evaluation.json").read_text())
     assert result["step"] == STEPS
     assert len(result["samples"]) == 3
+    earlier = min(int(folder.name) for folder in (stage_two / "checkpoints").iterdir() if folder.name.isdecimal())
+    assert earlier < STEPS
+    tool("evaluate", "--workdir", stage_two, "--records", corpus, "--prefixes", 4, "--step", earlier)
+    assert json.loads((stage_two / f"evaluation_{earlier}.json").read_text())["step"] == earlier
     tool("generate", "--workdir", stage_two, "--prompt", "On Tuesday", "--max_new_tokens", 8, "--steps", 2)
     assert "On Tuesday|" in capsys.readouterr().out
 
