@@ -5,9 +5,13 @@ python tools/scaling.py run --ladder quick --root DIR
   the same command goes on. Ends with the figure.
 python tools/scaling.py status --ladder quick --root DIR
   One line a run.
-python tools/scaling.py plot --root DIR [--out DIR]
+python tools/scaling.py plot --root DIR [--ladder NAME] [--out DIR]
   scaling.png and .svg (by 6 N tokens), scaling_exact.* (by exact EFLOPs), scaling.csv, scaling.json with the power
-  laws, of whatever runs lie in DIR/runs: wherever they were made, a workdir is all that is needed.
+  laws, of whatever runs lie in DIR/runs, or of those of a ladder: wherever they were made, a workdir is all that is
+  needed.
+python tools/scaling.py run --ladder joint --root DIR
+  The paper's orderings at small scale (joint, mask-loss, loc, block): the same, of variants in place of families, and a
+  verdict. In one DIR they share their stage 1 and the runs that they have in common.
 python tools/scaling.py plan --ladder paper --root DIR [--topology v5p:4x4x8 [--slices N] [--price 4.2]]
   The commands that launch it; for a topology also hours, chip-hours, storage and cost of each run, by tools/plan.py.
 
@@ -37,6 +41,7 @@ from colajax.scaling.run import run_ladder, status
 from colajax.stages import stage_of
 
 ROOT = Path(__file__).parent.parent
+LADDERS = ROOT / "configs" / "ladder.py"
 
 
 def main() -> None:
@@ -53,19 +58,19 @@ def main() -> None:
     args = parser.parse_args()
     out = epath.Path(args.out or args.root)
     if args.action == "plot":
-        _plot(args.root, out)
+        _plot(args.root, out, args.ladder)
         return
     if args.ladder is None:
         parser.error(f"{args.action}: expected --ladder NAME")
     local = args.action in ("run", "status")
     folder = _absolute(args.root) if local else args.root
-    ladder = find_ladder(args.ladder, ROOT / "configs" / "ladder.py")
+    ladder = find_ladder(args.ladder, LADDERS)
     data = {name: place for name, place in (("records", args.records), ("tasks", args.data)) if place}
     data = {name: _absolute(place) if local else place for name, place in data.items()}
     runs = runs_of(ladder, folder, ROOT, data)
     if args.action == "run":
         run_ladder(ladder, runs, folder, data, ROOT)
-        _plot(folder, out)
+        _plot(folder, out, args.ladder)
     elif args.action == "status":
         print("\n".join(map(status, runs)))
     else:
@@ -94,14 +99,21 @@ def _planner(args):
     return plan_of
 
 
-def _plot(root: str, out: epath.Path) -> None:
+def _plot(root: str, out: epath.Path, name: str | None) -> None:
     folder = epath.Path(root) / "runs"
     if not folder.is_dir():
         raise UserError(f"{folder}: not found; expected the workdirs of a ladder's runs in it")
-    collected = collect(sorted(path for path in folder.iterdir() if (path / "config.json").exists()))
-    results.write_tables(out, collected)
+    if name is None:
+        workdirs, labels, best = sorted(folder.iterdir()), {}, ""
+    else:
+        ladder = find_ladder(name, LADDERS)
+        runs = [run for run in runs_of(ladder, root, ROOT) if run.budgets]
+        workdirs, labels = [folder / run.name for run in runs], {run.name: run.label for run in runs}
+        best = ladder.best
+    collected = collect((path for path in workdirs if (path / "config.json").exists()), labels)
+    results.write_tables(out, collected, best)
     written = figure.draw(out, collected)
-    print(results.text(collected))
+    print(results.text(collected, best))
     print(f"{out}: scaling.csv, scaling.json, {', '.join(path.name for path in written)}")
 
 

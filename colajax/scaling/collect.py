@@ -2,13 +2,14 @@
 tasks/STEP/tasks.json."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from etils import epath
 
 from colajax.errors import UserError
 from colajax.files import read_json
+from colajax.train.config import OPERATIONAL, flatten
 from colajax.train.kept import run_config
 from colajax.train.metrics import read_lines
 
@@ -23,7 +24,7 @@ TASKS = {
 class Point(NamedTuple):
     """One task (or "mean") at one checkpoint."""
 
-    family: str
+    label: str  # what its curve is of: a family, or a variant
     run: str
     seed: int
     task: str
@@ -39,32 +40,35 @@ class Point(NamedTuple):
 
 class Collected(NamedTuple):
     points: list[Point]
-    stage_one: dict[str, float]  # family -> exact EFLOPs of the stage 1 run that each of its runs began with
+    stage_one: dict[str, float]  # label -> exact EFLOPs of the stage 1 run that each of its runs began with
     settings: dict[str, dict]  # run -> what its evaluations were done with
 
 
-def collect(workdirs: Iterable[epath.PathLike]) -> Collected:
-    """All runs that have been evaluated. Raises UserError on runs that cannot be compared, and where there is none."""
-    points, stage_one, settings, facts = [], {}, {}, {}
+def collect(workdirs: Iterable[epath.PathLike], labels: Mapping[str, str] | None = None) -> Collected:
+    """All runs that have been evaluated; labels: of runs by name, in place of their families'. Raises UserError on runs
+    that cannot be compared, and where there is none."""
+    points, stage_one, settings, facts, alike = [], {}, {}, {}, {}
     for workdir in map(epath.Path, workdirs):
         config = run_config(workdir)
         if config["stage"] not in FAMILIES:
             continue
-        found = list(_points(workdir, config))
+        label = (labels or {}).get(workdir.name, FAMILIES[config["stage"]])
+        found = list(_points(workdir, config, label))
         if not found:
             continue
+        _check_alike(*alike.setdefault(label, (workdir, config)), workdir, config)
         points += found
         facts[str(workdir)] = _facts(config, found[-1])
         settings[workdir.name] = read_json(workdir / "tasks" / str(found[-1].step) / "tasks.json")["settings"]
         if (exact := _stage_one(config)) is not None:
-            stage_one[found[0].family] = exact
+            stage_one[label] = exact
     if not points:
         raise UserError("no run with tasks/STEP/tasks.json among the workdirs; evaluate their checkpoints first")
     _check_comparable(facts)
     return Collected(points, stage_one, settings)
 
 
-def _points(workdir: epath.Path, config: dict) -> Iterator[Point]:
+def _points(workdir: epath.Path, config: dict, label: str) -> Iterator[Point]:
     """Of one run, step by step."""
     ledger = {line["step"]: line for line in read_lines(workdir / "metrics.jsonl") if line.keys() >= set(COST)}
     folder = workdir / "tasks"
@@ -79,7 +83,7 @@ def _points(workdir: epath.Path, config: dict) -> Iterator[Point]:
         if not all(type(value) in (int, float) and 0 < value < math.inf for value in cost):
             raise UserError(f"{workdir / 'metrics.jsonl'}: damaged; expected numbers of step {step}: {', '.join(COST)}")
         for task, score in _scores(file):
-            yield Point(FAMILIES[config["stage"]], workdir.name, config["seed"], task, step, *cost, *score)
+            yield Point(label, workdir.name, config["seed"], task, step, *cost, *score)
 
 
 def _scores(file: epath.Path) -> Iterator[tuple[str, list[float]]]:
@@ -114,6 +118,25 @@ def _check_comparable(facts: dict[str, dict]) -> None:
                     f"{workdir}: the runs disagree in {name}: {found[name]}, but {expected[name]} in {first}; "
                     f"a ladder's runs see the same tokens of the same tokenizer"
                 )
+
+
+def _check_alike(first: epath.Path, expected: dict, workdir: epath.Path, config: dict) -> None:
+    """Raises UserError on two runs of one curve that are not the same but for their seed."""
+    theirs, ours = _computed(expected), _computed(config)
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise UserError(
+                f"{workdir}: {key} is {ours.get(key)}, but {theirs.get(key)} in {first}; runs of one curve differ in "
+                "their seed alone; name the --ladder whose members they are, or take one of them out"
+            )
+
+
+def _computed(config: dict) -> dict:
+    """What a run computes, {"a.b": value}, but for its seed and how far it goes on a schedule that ends elsewhere."""
+    apart = {"seed", *OPERATIONAL} | ({"total_steps"} if config["optimizer"]["decay_steps"] else set())
+    return {
+        key: value for key, value in flatten(config).items() if key not in apart and not key.startswith("facts.")
+    }
 
 
 def _stage_one(config: dict) -> float | None:

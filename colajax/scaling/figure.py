@@ -1,4 +1,5 @@
-"""The paper's figure: accuracy against training compute, a panel a task and one for the mean."""
+"""The paper's figure: accuracy against training compute, a panel a task and one for the mean; of families, or of the
+variants of one."""
 
 import io
 import math
@@ -8,10 +9,11 @@ from etils import epath
 from colajax.errors import UserError
 from colajax.files import write_whole
 from colajax.scaling.collect import TASKS, Collected
-from colajax.scaling.results import curve_of, families_of, fit_of, tasks_of
+from colajax.scaling.results import curve_of, fit_of, labels_of, tasks_of
 
 # Fixed, and told apart without colour too (Okabe and Ito's palette).
 STYLE = {"cola": ("Cola", "#D55E00", "o"), "ar": ("AR", "#0072B2", "s"), "llada": ("LLaDA", "#009E73", "^")}
+OTHERS = (("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#000000", "v"), ("#E69F00", "P"))
 AXIS = {
     "eflops": "EFLOPs, 6 N tokens: as many tokens are as much compute",
     "exact_eflops": "EFLOPs, exact: the matrix products of the training program",
@@ -45,8 +47,8 @@ def _figure(make, collected: Collected, axis: str):
     figure = make(figsize=(4 * PANELS, 2.9 * rows + 1.2), layout="constrained")
     panels = figure.subplots(rows, PANELS, squeeze=False).flatten()
     for panel, task in zip(panels, tasks, strict=False):
-        for family in families_of(points):
-            _draw_curve(panel, points, family, task, axis)
+        for label in labels_of(points):
+            _draw_curve(panel, points, label, task, axis)
         panel.set_title(TASKS.get(task, "mean of the tasks"), fontweight="bold" if task == "mean" else None)
         panel.set_xscale("log")
         top = max(panel.get_ylim()[1], 1.0)
@@ -56,20 +58,28 @@ def _figure(make, collected: Collected, axis: str):
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(tasks) :]:
         panel.remove()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(STYLE), frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
     figure.supxlabel(f"{AXIS[axis]}\n{_note(collected)}", fontsize=9)
     return figure
 
 
-def _draw_curve(panel, points, family: str, task: str, axis: str) -> None:
-    curve = curve_of(points, family, task)
+def _style(points, label: str) -> tuple[str, str, str]:
+    """(name, colour, marker): a family's own, or the next."""
+    if label in STYLE:
+        return STYLE[label]
+    others = [other for other in labels_of(points) if other not in STYLE]
+    return label, *OTHERS[others.index(label) % len(OTHERS)]
+
+
+def _draw_curve(panel, points, label: str, task: str, axis: str) -> None:
+    curve = curve_of(points, label, task)
     if not len(curve.mean):
         return
-    label, colour, marker = STYLE[family]
+    name, colour, marker = _style(points, label)
     x = getattr(curve, axis)
-    panel.plot(x, 100 * curve.mean, color=colour, marker=marker, label=label, markersize=5)
+    panel.plot(x, 100 * curve.mean, color=colour, marker=marker, label=name, markersize=5)
     panel.fill_between(x, 100 * curve.low, 100 * curve.high, color=colour, alpha=0.18, linewidth=0)
-    fit = fit_of(points, family, task, axis)
+    fit = fit_of(points, label, task, axis)
     if fit is not None and len(x) > 1:
         between = [x[0] * (x[-1] / x[0]) ** (i / 50) for i in range(51)]
         panel.plot(between, 100 * (1 - fit(between)), color=colour, linestyle=":", linewidth=1)
@@ -78,6 +88,7 @@ def _draw_curve(panel, points, family: str, task: str, axis: str) -> None:
 def _note(collected: Collected) -> str:
     seeds = len({point.seed for point in collected.points})
     said = f"bands: lowest to highest of {seeds} seed{'s' * (seeds > 1)}; dotted: error = a C^-b + c"
-    for family, exact in collected.stage_one.items():
-        said += f"; {STYLE[family][0]}'s stage 1, {exact:.3g} exact EFLOPs, is not in it"
+    if collected.stage_one:
+        begun = ", ".join(f"{exact:.3g} ({label})" for label, exact in collected.stage_one.items())
+        said += f"\nstage 1 is not in it; exact EFLOPs: {begun}"
     return said

@@ -18,7 +18,7 @@ from colajax.train.config import load_config
 
 
 class Member(NamedTuple):
-    """A family at one size."""
+    """A family at one size, or a variant of one."""
 
     config: str  # as --config has it, from the repository's root
     overrides: tuple[str, ...] = ()  # KEY=VALUE
@@ -30,16 +30,18 @@ class Ladder(NamedTuple):
     budgets: tuple[float, ...]  # EFLOPs of the compute axis
     seeds: tuple[int, ...]
     shared: tuple[str, ...]  # KEY=VALUE of every run within the budgets
-    sizes: Mapping[str, Mapping[str, Member]]  # size -> family -> member
+    sizes: Mapping[str, Mapping[str, Member]]  # size -> family, or what a variant is called -> member
     # What makes the records and the tasks: (what is there afterwards, command), of paths in the ladder's folder, "@".
     data: tuple[tuple[str, str], ...] = ()
     evaluation: tuple[str, ...] = ()  # arguments of tools/evaluate.py for all, "@" being the folder of the tasks
+    best: str = ""  # the member that the paper finds best; the others are compared with it
 
 
 class Run(NamedTuple):
     """One training of a ladder."""
 
     name: str
+    label: str  # what the ladder calls the member
     member: Member
     folder: str  # of the ladder
     seed: int
@@ -81,25 +83,39 @@ def runs_of(ladder: Ladder, folder: str, root: Path, data: Mapping[str, str] | N
     shared = (f"budgets={ladder.budgets}", "total_steps=0", *ladder.shared, records)
     runs: list[Run] = []
     for size, members in ladder.sizes.items():
-        plans = {family: _marks(root, member, shared) for family, member in members.items()}
+        plans = {label: _marks(root, member, shared) for label, member in members.items()}
         _check_matched(plans, ladder.budgets)
-        for family, member in members.items():
-            budgets, total_steps, _ = plans[family]
-            for seed in ladder.seeds:
-                name, begins, first = f"{family}-{size}-{seed}", (), None
+        for seed in ladder.seeds:
+            for label, member in members.items():
+                budgets, total_steps, _ = plans[label]
+                begins, first = (), None
                 if member.stage_one:
-                    first = _stage_one(f"{name}-stage1", member.stage_one, folder, seed, records, root)
+                    first = _stage_one(member.stage_one, size, folder, seed, records, root)
                     begins = (f"init_from={first.workdir}",)
-                    runs.append(first)
+                    if first not in runs:
+                        runs.append(first)
                 overrides = (*shared, *member.overrides, *begins, f"seed={seed}")
                 sampling = (*ladder.evaluation, *member.sampling)
-                runs.append(Run(name, member, folder, seed, overrides, budgets, total_steps, sampling, first))
+                name = f"{label}-{size}-{seed}"
+                runs.append(Run(name, label, member, folder, seed, overrides, budgets, total_steps, sampling, first))
+    _check_names(runs)
     return runs
 
 
-def _stage_one(name: str, member: Member, folder: str, seed: int, records: str, root: Path) -> Run:
+def _stage_one(member: Member, size: str, folder: str, seed: int, records: str, root: Path) -> Run:
+    """Named by its configuration: members that begin with the same one share it."""
+    file, _, variant = member.config.rpartition("/")[2].partition(".py:")
+    name = f"{variant if file == 'ablations' else file.removesuffix('.py')}-{size}-{seed}"
     overrides = (*member.overrides, records, f"seed={seed}")
-    return Run(name, member, folder, seed, overrides, (), _config(root, member, overrides).total_steps)
+    return Run(name, name, member, folder, seed, overrides, (), _config(root, member, overrides).total_steps)
+
+
+def _check_names(runs: list[Run]) -> None:
+    """Raises UserError where two runs would be one folder."""
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            raise UserError(f"the ladder has two runs called {run.name}; give one member another name")
 
 
 def _config(root: Path, member: Member, overrides: tuple[str, ...]) -> ConfigDict:
