@@ -4,7 +4,6 @@ One run a family, size and seed; at each budget on its way it keeps a checkpoint
 the paper.
 """
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 from colajax.errors import UserError
 from colajax.stages import stage_of
 from colajax.train.budgets import budget_steps, with_total_steps
-from colajax.train.config import load_config
+from colajax.train.config import load_config, load_module
 
 
 class Member(NamedTuple):
@@ -67,13 +66,12 @@ def find_ladder(name: str, default: Path) -> Ladder:
     path = Path(file) if file else default
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"{path}: no such file of ladders; expected one such as configs/ladder.py")
-    spec = importlib.util.spec_from_file_location("ladder", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    ladders = getattr(module, "LADDERS", {})
-    if key not in ladders:
-        raise UserError(f"--ladder {name}: no ladder {key!r} in {path}; expected one of {', '.join(ladders) or 'none'}")
-    return ladders[key]
+    with load_module(path) as module:
+        ladders = getattr(module, "LADDERS", {})
+        if key not in ladders:
+            expected = ", ".join(ladders) or "none"
+            raise UserError(f"--ladder {name}: no ladder {key!r} in {path}; expected one of {expected}")
+        return ladders[key]
 
 
 def runs_of(ladder: Ladder, folder: str, root: Path, data: Mapping[str, str] | None = None) -> list[Run]:

@@ -4,6 +4,7 @@
 """
 
 import ast
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -12,6 +13,8 @@ import json
 import math
 import sys
 import traceback
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
@@ -66,17 +69,25 @@ def _of_run(path: epath.Path) -> ml_collections.ConfigDict:
 
 
 def _of_file(path: Path, spec: str, variant: str) -> ml_collections.ConfigDict:
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(path.parent))  # a configuration may build on the one beside it
-    try:
-        module_spec.loader.exec_module(module)
+    with load_module(path) as module:
         if not hasattr(module, "VARIANTS") or not hasattr(module, "get_config"):
             raise UserError(f"{path}: no configuration file; expected VARIANTS and get_config(variant) in it")
         if variant not in module.VARIANTS:
             known = ", ".join(f"{path}:{name}" for name in module.VARIANTS if name)
             raise UserError(f"{spec}: no variant {variant!r}; expected {path} or one of {known}")
         return module.get_config(variant)
+
+
+@contextlib.contextmanager
+def load_module(path: Path) -> Iterator[types.ModuleType]:
+    """A Python file of the user's as a module, which may import those beside it. Raises UserError, naming the line, on
+    what goes wrong in it, while it is read and as long as it is used."""
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        module_spec.loader.exec_module(module)
+        yield module
     except UserError:
         raise
     except Exception as error:  # of a program that is the user's
