@@ -27,7 +27,7 @@ from colajax.evals.tasks.outputs import Output
 from colajax.evals.tasks.prompts import OURS
 from colajax.hf.export import export
 from colajax.hf.import_run import make_run, write_group
-from colajax.sampling.load import FAMILIES, run_tokenizer
+from colajax.sampling.load import SAMPLERS, run_tokenizer
 from colajax.stories.grammar import stories
 from colajax.train import __main__ as training
 from colajax.train import reporter
@@ -180,7 +180,7 @@ def run(command: str, arguments: list[str]) -> Ended:
         patch.syspath_prepend(tiny_runs.ROOT / "tools")
         module = training if command == "train" else importlib.import_module(command)
         patch.setattr(sys, "argv", [command, *arguments])
-        for family in FAMILIES.values():
+        for family in SAMPLERS.values():
             patch.setattr(family, "generate", _reach)
         patch.setattr(reporter, "Speed", _reach)
         for starts_processes in (training, module):

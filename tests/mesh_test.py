@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_runs import ROOT, environment
 
-from colajax.sampling.load import FAMILIES
+from colajax.sampling.load import SAMPLERS
 
 WORKER = Path(__file__).parent / "mesh_worker.py"
 # Each axis alone, each with each other one, all three.
@@ -82,7 +82,7 @@ def test_an_update_in_production_precision_is_near_that_of_one_device(name):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("stage", FAMILIES)
+@pytest.mark.parametrize("stage", SAMPLERS)
 def test_every_mesh_writes_the_same_text(stage, mesh):
     text = results("text", stage)
     assert {len(tokens) for tokens in text["one"]} == {10}
@@ -92,15 +92,15 @@ def test_every_mesh_writes_the_same_text(stage, mesh):
 @pytest.mark.parametrize(("processes", "devices", "mesh"), CLUSTERS)
 def test_processes_give_the_same_numbers_and_the_same_text(processes, devices, mesh):
     jobs = [("gradients", mesh, "vae"), ("gradients", mesh, "joint")]
-    jobs += [("text", mesh, stage) for stage in FAMILIES]
+    jobs += [("text", mesh, stage) for stage in SAMPLERS]
     *gradients, cola, ar, llada = run_worker(jobs, processes=processes, devices=devices)
     for stage, found in zip(("vae", "joint"), gradients, strict=True):
         assert_same_gradients(found, results("gradients", stage)["one"])
-    for stage, text in zip(FAMILIES, (cola, ar, llada), strict=True):
+    for stage, text in zip(SAMPLERS, (cola, ar, llada), strict=True):
         assert text == results("text", stage)["one"]
 
 
-def test_what_the_loss_reads_hangs_on_seed_step_and_sample_alone(records):
+def test_what_the_loss_reads_depends_on_seed_step_and_sample_alone(records):
     """Rows, noise, times and masks of 50 updates, by digest: 1, 2, 4, 8 devices; 1, 2, 4 processes; 1, 2, 4 parts."""
 
     def digests(*runs: tuple[str, int], seed=66, **where) -> list[str]:

@@ -28,7 +28,7 @@ from colajax.parallel.batch import global_batch, local_rows
 from colajax.parallel.mesh import AXES, ONE_DEVICE, make_mesh
 from colajax.parallel.processes import is_first, join
 from colajax.parallel.rules import laid_out, replicated, shardings_of
-from colajax.sampling.load import FAMILIES
+from colajax.sampling.load import SAMPLERS
 from colajax.sampling.settings import SamplingSettings
 from colajax.stages.joint import JointStage
 from colajax.stages.llada import LLaDAStage
@@ -110,7 +110,7 @@ def is_adam(slots) -> bool:
 
 def text(mesh, stage_name: str) -> list:
     """Tokens drawn after prompts of several lengths, in a batch that divides over nothing."""
-    sampler = tiny_models.random_sampler(FAMILIES[stage_name], pad_id=0, eos_id=None, mesh=mesh)
+    sampler = tiny_models.random_sampler(SAMPLERS[stage_name], pad_id=0, eos_id=None, mesh=mesh)
     prompts = [[1, 2, 3], [], [4] * 9]
     return sampler.generate(prompts, SamplingSettings(max_new_tokens=10, steps=4, block_length=5, guidance=2.0))
 

@@ -70,7 +70,8 @@ def workdirs(tmp_path):
     (tmp_path / "joint" / "evaluation.json").write_text(json.dumps(evaluation))
     score = {"accuracy": 0.34375, "low": 0.25, "high": 0.5, "count": 48}
     (tmp_path / "ar" / "tasks" / "10").mkdir(parents=True)
-    (tmp_path / "ar" / "tasks" / "10" / "tasks.json").write_text(json.dumps({"tasks": {HOSTILE: score}, "mean": score}))
+    found = {"tasks": {HOSTILE: score}, "mean": score, "settings": {}}
+    (tmp_path / "ar" / "tasks" / "10" / "tasks.json").write_text(json.dumps(found))
     return [tmp_path / stage for stage in ("vae", "joint", "ar", "llada")]
 
 

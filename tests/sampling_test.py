@@ -17,7 +17,7 @@ from colajax.errors import UserError
 from colajax.hf import layout
 from colajax.sampling import tokens as token_choice
 from colajax.sampling.cola import Sampler
-from colajax.sampling.load import FAMILIES
+from colajax.sampling.load import SAMPLERS
 from colajax.sampling.settings import SamplingSettings, named
 
 PAD = 39
@@ -43,11 +43,11 @@ def sampler(params):
 def samplers(sampler):
     """One of each family."""
     return {"joint": sampler} | {
-        stage: tiny_models.random_sampler(FAMILIES[stage], pad_id=PAD, eos_id=None) for stage in ("ar", "llada")
+        stage: tiny_models.random_sampler(SAMPLERS[stage], pad_id=PAD, eos_id=None) for stage in ("ar", "llada")
     }
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SAMPLERS)
 def each(request, samplers):
     """A test that takes this is of every family."""
     return samplers[request.param]

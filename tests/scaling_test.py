@@ -20,10 +20,11 @@ from etils import epath
 from tiny_runs import ROOT
 
 from colajax.errors import UserError
+from colajax.evals.tasks.table import TASKS
 from colajax.planning.plan import make_plan, target
 from colajax.planning.topology import find_topology
 from colajax.scaling import results
-from colajax.scaling.collect import TASKS, collect
+from colajax.scaling.collect import collect
 from colajax.scaling.fit import fit_power_law
 from colajax.scaling.ladder import find_ladder, runs_of
 from colajax.scaling.run import evaluated, run_ladder, status

@@ -81,16 +81,16 @@ import tiny_models
 from colajax.errors import UserError, run_main
 from colajax.models import decoder, dit, text_vae, vae_block
 from colajax.parallel.mesh import make_mesh
-from colajax.sampling.load import FAMILIES
+from colajax.sampling.load import SAMPLERS
 from colajax.sampling.self_check import check_sampler
 
 def main():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     configs = {"vae": tiny_models.VAE, "dit": tiny_models.DIT, "llama": tiny_models.LLAMA}
     for stage in CASES[sys.argv[1]]:
-        of_family = {g: configs[g] for g in FAMILIES[stage].CONFIGS}
+        of_family = {g: configs[g] for g in SAMPLERS[stage].CONFIGS}
         try:
-            check_sampler(FAMILIES[stage], of_family, pad_id=0, dtype=jnp.float32, mesh=mesh)
+            check_sampler(SAMPLERS[stage], of_family, pad_id=0, dtype=jnp.float32, mesh=mesh)
         except UserError as error:
             print(f"refused: {error}")
 
@@ -101,13 +101,13 @@ def exchanging(probe):
         return {name: x[order] if self.mesh.size > 1 else x for name, x in found.items()}
     return exchanged
 
-CASES = {"with": FAMILIES, "without": ("joint",), "exchanged": ("ar", "llada")}
+CASES = {"with": SAMPLERS, "without": ("joint",), "exchanged": ("ar", "llada")}
 if sys.argv[1] == "without":
     for module in (decoder, dit, text_vae, vae_block):
         module.by_sample = lambda x: x
 elif sys.argv[1] == "exchanged":
     for stage in CASES["exchanged"]:
-        FAMILIES[stage].probe = exchanging(FAMILIES[stage].probe)
+        SAMPLERS[stage].probe = exchanging(SAMPLERS[stage].probe)
 run_main(main)
 """
 

@@ -32,7 +32,7 @@ from colajax.files import check_writable, write_whole
 from colajax.parallel.agreement import share_errors
 from colajax.parallel.processes import is_first, join
 from colajax.sampling.base import BaseSampler
-from colajax.sampling.load import FAMILIES, family_of, load_run
+from colajax.sampling.load import SAMPLERS, family_of, load_run
 from colajax.sampling.settings import OTHER_NAMES, SamplingSettings, named
 
 # What each of the three evaluations has to be given, and what of the others it does without.
@@ -94,14 +94,12 @@ def _tasks(args) -> None:
         raise UserError("--tasks: expected --data, and either --workdir or both of --hf and --out")
     join()
     tasks = tasks_named(args.tasks)
-    family = FAMILIES[stage_of_export(args.hf)] if args.workdir is None else family_of(args.workdir)
+    family = SAMPLERS[stage_of_export(args.hf)] if args.workdir is None else family_of(args.workdir)
     settings = _settings(args, family)
-    templates, data = share_errors(
-        lambda: (read_prompts(tasks, args.prompts), read_data(tasks, args.data, args.limit))
-    )
-    check_writable(epath.Path(args.workdir) / "tasks" if args.out is None else args.out)
+    templates, data = share_errors(lambda: (read_prompts(tasks, args.prompts), read_data(tasks, args.data, args.limit)))
+    check_writable(report.folder_of(args.workdir) if args.out is None else args.out)
     model = model_of_export(args.hf) if args.workdir is None else model_of_run(args.workdir, args.step)
-    out = epath.Path(args.workdir) / "tasks" / str(model.step) if args.out is None else epath.Path(args.out)
+    out = report.folder_of(args.workdir, model.step) if args.out is None else epath.Path(args.out)
     batch_size = 128 if args.batch_size is None else args.batch_size
     found = run_tasks(model, data, templates, out, settings, batch_size=batch_size, keep_decisions=args.decisions)
     if is_first():

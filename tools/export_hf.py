@@ -22,13 +22,13 @@ from colajax.errors import run_main
 from colajax.evals.export_parity import verify
 from colajax.hf.export import export
 from colajax.hf.model_card import Stated
-from colajax.sampling.load import FAMILIES, run_tokenizer
+from colajax.sampling.load import SAMPLERS, run_tokenizer
 from colajax.train.kept import run_config
 
 
 def generation_settings(workdir) -> dict:
     """Of the run's family; none of a text VAE alone."""
-    family = FAMILIES.get(run_config(workdir)["stage"])
+    family = SAMPLERS.get(run_config(workdir)["stage"])
     return {} if family is None else {name: getattr(family.settings({}), name) for name in family.SETTINGS}
 
 

@@ -25,7 +25,7 @@ from colajax.hf.export import MANIFEST, kinds_of
 from colajax.hf.local_files import fetched
 from colajax.models.config import from_mapping
 from colajax.sampling.cola import Sampler
-from colajax.sampling.load import FAMILIES, run_tokenizer
+from colajax.sampling.load import SAMPLERS, run_tokenizer
 from colajax.sampling.settings import SamplingSettings
 from colajax.train.checkpoint import reading
 from colajax.train.kept import run_config
@@ -125,7 +125,7 @@ def _compare(workdir, hf: pathlib.Path, manifest: dict) -> list[Difference]:
     if stage == "vae":
         return _compare_vae(configs["vae"], params["vae"], _load(hf / layout.VAE.folder), rng)
     tokenizer = run_tokenizer(workdir)
-    sampler = FAMILIES[stage].of(
+    sampler = SAMPLERS[stage].of(
         configs, params, pad_id=pad_id_of(tokenizer, next(iter(configs.values())).vocab_size), eos_id=tokenizer.eos_id,
         token_count=tokenizer.vocab_size,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from etils import epath
 
 from colajax.data.tokenizer import Tokenizer
 from colajax.errors import UserError
+from colajax.evals.families import FAMILIES
 from colajax.hf import layout, shards
 from colajax.hf.import_run import export_tokenizer
 from colajax.parallel.mesh import make_mesh
@@ -14,9 +15,6 @@ from colajax.sampling import load as sampling
 from colajax.sampling.base import EVERY_DEVICE, BaseSampler
 from colajax.sampling.load import checked_sampler, load_run
 from colajax.train.fingerprint import fingerprint
-
-# The stage of a run -> what its models are called in files, tables and figures.
-FAMILIES = {"joint": "cola", "ar": "ar", "llada": "llada"}
 
 
 class Model(NamedTuple):
@@ -60,7 +58,7 @@ def model_of_export(hf: epath.PathLike) -> Model:
     params = {group: model.params for group, model in models.items()}
     if not sampling.all_finite(params):
         raise UserError(f"{hf}: NaN or infinity among the parameters; export another step")
-    family, mesh = sampling.FAMILIES[stage], make_mesh(EVERY_DEVICE)
+    family, mesh = sampling.SAMPLERS[stage], make_mesh(EVERY_DEVICE)
     sampler = checked_sampler(family, configs, params, tokenizer, dtype=dtype, mesh=mesh)
     return Model(sampler, tokenizer, FAMILIES[stage], None, dtype)
 

@@ -9,11 +9,13 @@ from typing import NamedTuple
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.evals.families import FAMILIES
+from colajax.evals.tasks.report import read_report, reports_of
 from colajax.files import read_json
 from colajax.train.kept import run_config
 from colajax.train.metrics import read_lines
 
-FAMILIES = {"vae": "stage 1", "joint": "cola", "ar": "ar", "llada": "llada"}  # by the stage of a run
+KINDS = {"vae": "stage 1", **FAMILIES}  # by the stage of a run
 _LARGEST = 1e30  # what is beyond is not drawn, as what is not a number is not
 
 
@@ -55,20 +57,17 @@ def read_workdirs(workdirs: Sequence[epath.PathLike]) -> list[WorkdirRecord]:
 
 def _read(name: str, workdir: epath.Path) -> WorkdirRecord:
     config = run_config(workdir)
-    if config["stage"] not in FAMILIES:
-        raise UserError(f"{workdir}/config.json: a run of stage {config['stage']!r}; expected {', '.join(FAMILIES)}")
+    if config["stage"] not in KINDS:
+        raise UserError(f"{workdir}/config.json: a run of stage {config['stage']!r}; expected {', '.join(KINDS)}")
     metrics = _numbers(workdir / "metrics.jsonl", "kind", ("train", "eval"))
     timeline = _numbers(workdir / "timeline.jsonl", "event", ("start", "train", "evaluation", "save"))
-    folder = workdir / "tasks"
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
-    files = {step: folder / str(step) / "tasks.json" for step in steps}
     found = [_evaluation(path) for path in sorted(workdir.glob("evaluation*.json"))]
     return WorkdirRecord(
-        name, workdir, config, FAMILIES[config["stage"]],
+        name, workdir, config, KINDS[config["stage"]],
         train=[line for line in metrics if line["kind"] == "train"],
         eval=[line for line in metrics if line["kind"] == "eval"], timeline=timeline,
         evaluations=sorted(found, key=lambda evaluation: evaluation["step"]),
-        tasks={step: _tasks(path) for step, path in files.items() if path.exists()},
+        tasks={step: read_report(path) for step, path in reports_of(workdir)},
     )  # fmt: skip
 
 
@@ -102,16 +101,4 @@ def _evaluation(path: epath.Path) -> dict:
     )  # fmt: skip
     if not whole:
         raise UserError(f"{path}: damaged; expected a step, figures and samples (prompt, text); evaluate again")
-    return found
-
-
-def _tasks(path: epath.Path) -> dict:
-    """{"tasks": {name: score}, "mean": score}, a score with accuracy, low, high and count."""
-    found = read_json(path, "tasks", "mean")
-    try:
-        for score in (*found["tasks"].values(), found["mean"]):
-            if not all(is_number(score[key]) for key in ("accuracy", "low", "high", "count")):
-                raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: damaged; expected accuracy, low, high, count of every task; evaluate again") from None
     return found

@@ -75,8 +75,8 @@ class BaseSampler(abc.ABC):
         """New tokens of each prompt: max_new_tokens, or fewer where the end token comes first (it is left out).
 
         prompts: token ids, of any lengths, empty ones allowed. sample_indices: (B,) ints, default 0..B-1; a sample's
-        randomness hangs on (seed, sample index, place in the answer) alone, so that batching changes no output. Raises
-        UserError on bad ids or indices.
+        randomness depends on (seed, sample index, place in the answer) alone, so that batching changes no output.
+        Raises UserError on bad ids or indices.
         """
 
     @abc.abstractmethod

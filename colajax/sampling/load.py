@@ -20,7 +20,7 @@ from colajax.train.checkpoint import read_params
 from colajax.train.kept import run_config
 
 # Of each stage that text can be generated from.
-FAMILIES: dict[str, type[BaseSampler]] = {"joint": Sampler, "ar": ARSampler, "llada": LLaDASampler}
+SAMPLERS: dict[str, type[BaseSampler]] = {"joint": Sampler, "ar": ARSampler, "llada": LLaDASampler}
 
 
 class LoadedRun(NamedTuple):
@@ -35,9 +35,9 @@ class LoadedRun(NamedTuple):
 def family_of(workdir) -> type[BaseSampler]:
     """The class that samples from a run. Raises UserError where no text is generated from its stage."""
     stage = run_config(workdir)["stage"]
-    if stage not in FAMILIES:
-        raise UserError(f"{workdir}: a run of stage {stage!r}; text is generated from one of {', '.join(FAMILIES)}")
-    return FAMILIES[stage]
+    if stage not in SAMPLERS:
+        raise UserError(f"{workdir}: a run of stage {stage!r}; text is generated from one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[stage]
 
 
 def load_run(workdir, step: int | None = None) -> LoadedRun:

@@ -8,17 +8,13 @@ from typing import NamedTuple
 from etils import epath
 
 from colajax.errors import UserError
-from colajax.files import read_json
+from colajax.evals.families import FAMILIES
+from colajax.evals.tasks.report import REPORT, folder_of, read_report, reports_of
 from colajax.train.config import OPERATIONAL, flatten
 from colajax.train.kept import run_config
 from colajax.train.metrics import read_lines
 
 COST = ("tokens", "eflops", "exact_eflops")  # of a line of metrics.jsonl
-FAMILIES = {"joint": "cola", "ar": "ar", "llada": "llada"}  # by the stage of a run
-TASKS = {
-    "lambada": "LAMBADA", "mmlu": "MMLU", "obqa": "OBQA", "hellaswag": "HellaSwag", "race": "RACE", "siqa": "SIQA",
-    "squad": "SQuAD", "story_cloze": "Story Cloze",
-}  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -59,7 +55,7 @@ def collect(workdirs: Iterable[epath.PathLike], labels: Mapping[str, str] | None
         _check_alike(*alike.setdefault(label, (workdir, config)), workdir, config)
         points += found
         facts[str(workdir)] = _facts(config, found[-1])
-        settings[workdir.name] = read_json(workdir / "tasks" / str(found[-1].step) / "tasks.json")["settings"]
+        settings[workdir.name] = read_report(folder_of(workdir, found[-1].step) / REPORT)["settings"]
         if (exact := _stage_one(config)) is not None:
             stage_one[label] = exact
     if not points:
@@ -71,32 +67,16 @@ def collect(workdirs: Iterable[epath.PathLike], labels: Mapping[str, str] | None
 def _points(workdir: epath.Path, config: dict, label: str) -> Iterator[Point]:
     """Of one run, step by step."""
     ledger = {line["step"]: line for line in read_lines(workdir / "metrics.jsonl") if line.keys() >= set(COST)}
-    folder = workdir / "tasks"
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
-    for step in sorted(steps):
-        file = folder / str(step) / "tasks.json"
-        if not file.exists():
-            continue  # an evaluation that is not finished
+    for step, file in reports_of(workdir):
         if step not in ledger:
             raise UserError(f"{workdir / 'metrics.jsonl'}: no line of step {step} with exact_eflops; {file} is of it")
         cost = [ledger[step][name] for name in COST]
         if not all(type(value) in (int, float) and 0 < value < math.inf for value in cost):
             raise UserError(f"{workdir / 'metrics.jsonl'}: damaged; expected numbers of step {step}: {', '.join(COST)}")
-        for task, score in _scores(file):
-            yield Point(label, workdir.name, config["seed"], task, step, *cost, *score)
-
-
-def _scores(file: epath.Path) -> Iterator[tuple[str, list[float]]]:
-    """(task or "mean", [accuracy, low, high, count]) of a report."""
-    report = read_json(file, "tasks", "mean", "settings")
-    try:
+        report = read_report(file)
         for task, score in (*report["tasks"].items(), ("mean", report["mean"])):
-            values = [float(score[name]) for name in ("accuracy", "low", "high", "count")]
-            if not all(0 <= value <= 1 for value in values[:3]) or values[3] < 1:
-                raise ValueError(task)
-            yield task, values
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{file}: damaged; expected accuracy, low, high, count of every task; evaluate again") from None
+            values = [score[name] for name in ("accuracy", "low", "high", "count")]
+            yield Point(label, workdir.name, config["seed"], task, step, *cost, *values)
 
 
 def _facts(config: dict, point: Point) -> dict:
@@ -134,9 +114,7 @@ def _check_alike(first: epath.Path, expected: dict, workdir: epath.Path, config:
 def _computed(config: dict) -> dict:
     """What a run computes, {"a.b": value}, but for its seed and how far it goes on a schedule that ends elsewhere."""
     apart = {"seed", *OPERATIONAL} | ({"total_steps"} if config["optimizer"]["decay_steps"] else set())
-    return {
-        key: value for key, value in flatten(config).items() if key not in apart and not key.startswith("facts.")
-    }
+    return {key: value for key, value in flatten(config).items() if key not in apart and not key.startswith("facts.")}
 
 
 def _stage_one(config: dict) -> float | None:

@@ -7,8 +7,9 @@ import math
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.evals.tasks.table import TASKS
 from colajax.files import write_whole
-from colajax.scaling.collect import TASKS, Collected
+from colajax.scaling.collect import Collected
 from colajax.scaling.results import curve_of, fit_of, labels_of, tasks_of
 
 # Fixed, and told apart without colour too (Okabe and Ito's palette).
@@ -49,7 +50,8 @@ def _figure(make, collected: Collected, axis: str):
     for panel, task in zip(panels, tasks, strict=False):
         for label in labels_of(points):
             _draw_curve(panel, points, label, task, axis)
-        panel.set_title(TASKS.get(task, "mean of the tasks"), fontweight="bold" if task == "mean" else None)
+        title = TASKS[task].title if task in TASKS else "mean of the tasks"
+        panel.set_title(title, fontweight="bold" if task == "mean" else None)
         panel.set_xscale("log")
         top = max(panel.get_ylim()[1], 1.0)
         panel.set_ylim(-0.03 * top, top)  # a marker at 0 is seen whole

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from colajax.evals.tasks.table import TASKS
 from colajax.files import write_whole
-from colajax.scaling.collect import TASKS, Collected, Point
+from colajax.scaling.collect import Collected, Point
 from colajax.scaling.fit import Fit, fit_power_law
 
 AXES = ("eflops", "exact_eflops")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.evals.tasks.report import REPORT, folder_of
 from colajax.files import in_bucket, read_json
 from colajax.scaling.ladder import Ladder, Run
 from colajax.train.checkpoint import latest_step
@@ -77,7 +78,7 @@ def _mean(run: Run, step: int) -> float:
 
 
 def _report(run: Run, step: int) -> epath.Path:
-    return epath.Path(run.workdir) / "tasks" / str(step) / "tasks.json"
+    return folder_of(run.workdir, step) / REPORT
 
 
 def run_ladder(ladder: Ladder, runs: list[Run], folder: str, data: Mapping[str, str], root: Path) -> None:

@@ -2,10 +2,11 @@
 
 Every process calls the sampler alike; the first one reads and writes. OUT holds settings.json, generations/TASK.jsonl
 (batch by batch), and at the end tasks.json and tasks.csv. Records go through the sampler in the order of their prompts'
-lengths, and a sample's randomness hangs on its place among the task's records: neither batches nor interruptions change
-an output.
+lengths, and a sample's randomness depends on its place among the task's records: neither batches nor interruptions
+change an output.
 """
 
+import functools
 import json
 import time
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from colajax.evals.tasks.generations import Generations
 from colajax.evals.tasks.outputs import Output, score_files
 from colajax.evals.tasks.prompts import Template
 from colajax.files import read_json, write_whole
-from colajax.parallel.agreement import from_first
+from colajax.parallel.agreement import from_first, share_errors
 from colajax.parallel.processes import is_first
 from colajax.sampling.settings import SamplingSettings
 from colajax.train.provenance import commit, versions
@@ -110,15 +111,19 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 def _generate(model: Model, work: _Work, file: epath.Path, settings, batch_size: int, progress: "_Progress") -> None:
     records = work.data.records
-    generations = Generations(file, [records[i].id for i in work.order]) if is_first() else None
+    ids = [records[i].id for i in work.order]
+    generations = share_errors(lambda: Generations(file, ids) if is_first() else None)
     done = from_first(lambda: generations.done)
     progress.skip(work.cost(work.order[:done]))
     for start in range(done, len(work.order), batch_size):
         chosen = work.order[start : start + batch_size]
         answers = model.sampler.generate([work.tokens[i] for i in chosen], settings, sample_indices=chosen)
-        if generations:
-            generations.add([_output(model, work, i, answer) for i, answer in zip(chosen, answers, strict=True)])
+        from_first(functools.partial(_keep, generations, model, work, chosen, answers))
         progress.add(work.cost(chosen), f"{work.data.task.name:<12}{start + len(chosen):>7,}/{len(work.order):,}")
+
+
+def _keep(generations: Generations, model: Model, work: _Work, chosen: list[int], answers: list[list[int]]) -> None:
+    generations.add([_output(model, work, i, answer) for i, answer in zip(chosen, answers, strict=True)])
 
 
 def _output(model: Model, work: _Work, index: int, answer: list[int]) -> Output:
