@@ -7,6 +7,9 @@ python tools/scaling.py plan --ladder paper --root gs://BUCKET/curves --records 
     --topology v5p:4x4x8
   What the paper's curves take, and the commands that train and evaluate them.
 
+joint, mask-loss, loc, block, and the same behind paper-
+  What the paper finds best among its variants (configs/ablations.py), and what it is better than.
+
 The budgets are checkpoints of one run, whose learning rate's cosine ends at about four times the last of them, as in
 the paper (1,000,000 steps; its curves end near 2,000 EFLOPs). With one compute_params for all families the same EFLOPs
 are the same tokens. Cola's stage 1 is outside of them: its compute is stated apart.
@@ -68,29 +71,36 @@ PAPER = Ladder(
 )  # fmt: skip
 
 # ---- orderings -------------------------------------------------------------------------------------------------------
-# What the paper finds best among its ablations, the best one first, at CPU size: on three seeds, by the quick ladder's
-# records and tasks. The paper's blocks are 16, the best, among 1 to 128.
+# What the paper finds best among its ablations, the best one first: at CPU size on three seeds, by the quick ladder's
+# records and tasks; and at the paper's, at the two budgets that its tables have.
 ORDERINGS = {
     "joint": ("joint", "fixed-vae", "from-scratch"),
     "mask-loss": ("joint", "no-mask-loss"),
     "loc": ("joint", "loc-0", "loc-2", "loc-3"),  # joint's is 1
     "block": ("joint", "block-1", "block-32"),  # joint's is 8, the quickstart's
 }
+PAPER_ORDERINGS = ORDERINGS | {"block": ("joint", "block-1", "block-64", "block-128")}  # joint's is 16
 
 
-def _variant(name: str) -> Member:
-    own = f"{name}-vae-quickstart"
-    if own in ablations.VARIANTS:
-        stage_one = Member(f"configs/ablations.py:{own}", DATA)
-    else:
-        stage_one = None if name == "from-scratch" else Member("configs/cola_vae.py:quickstart", DATA)
-    return Member(f"configs/ablations.py:{name}-quickstart", (), stage_one, ("--guidance", "1"))
+def _ordering(names: tuple[str, ...], size: str, like: Ladder) -> Ladder:
+    """Ladders of variants, in place of `like`'s families; size: what ablations.py has behind a name, -quickstart."""
+    ((named, families),) = like.sizes.items()
+    cola = families["cola"]
 
+    def member(name: str) -> Member:
+        own = f"{name}-vae{size}"
+        stage_one = None if name == "from-scratch" else cola.stage_one
+        if own in ablations.VARIANTS:
+            stage_one = stage_one._replace(config=f"configs/ablations.py:{own}")
+        return cola._replace(config=f"configs/ablations.py:{name}{size}", stage_one=stage_one)
 
-def _ordering(names: tuple[str, ...]) -> Ladder:
-    members = {"1.3M": {name: _variant(name) for name in names}}
-    return QUICK._replace(seeds=(66, 67, 68), sizes=members, best=names[0])
+    return like._replace(sizes={named: {name: member(name) for name in names}}, best=names[0])
 
 
 # ---- all -------------------------------------------------------------------------------------------------------------
-LADDERS = {"quick": QUICK, "paper": PAPER, **{name: _ordering(names) for name, names in ORDERINGS.items()}}
+LADDERS = {
+    "quick": QUICK, "paper": PAPER,
+    **{name: _ordering(names, "-quickstart", QUICK._replace(seeds=(66, 67, 68))) for name, names in ORDERINGS.items()},
+    **{f"paper-{name}": _ordering(names, "", PAPER._replace(budgets=PAPER.budgets[:2]))
+       for name, names in PAPER_ORDERINGS.items()},
+}  # fmt: skip
