@@ -22,7 +22,7 @@ from colajax.scaling.ladder import Ladder, Member
 # ---- quick -----------------------------------------------------------------------------------------------------------
 N = 1_290_000  # about as many parameters have the quickstart's prior and the layers of its baselines
 ROWS, LENGTH = 16, 160  # the longest probe has 110 tokens, and its answer 32; whole blocks of 32
-STEPS = (90, 180, 360, 720)
+STEPS = (60, 120, 240, 480)
 DATA = (f"batch_size={ROWS}", f"sequence_length={LENGTH}")
 QUICK = Ladder(
     budgets=tuple(6 * N * ROWS * LENGTH * steps / 1e18 for steps in STEPS),

@@ -16,7 +16,7 @@ import pytest
 import tiny_runs
 from bucket_server import BucketServer, Requests
 from etils import epath
-from tiny_runs import ROOT, STOPPED, compiled_once, environment
+from tiny_runs import ROOT, STOPPED, environment
 
 from colajax.data.records import Records, read_metadata
 from colajax.files import files_under
@@ -100,11 +100,11 @@ def corpus(server, records):
 def stage_one(corpus, records, tmp_path_factory):
     """Killed once checkpoint 4 is whole, and gone on with; beside it, on local disk, one that was left alone."""
     vocabulary = f"vae.vocab_size={read_metadata(corpus)['tokenizer']['vocab_size']}"
-    alone, cache = tmp_path_factory.mktemp("alone"), compiled_once(tmp_path_factory.mktemp("compiled"))
-    run("vae", alone, f"records={records}", vocabulary, **cache)
+    alone = tmp_path_factory.mktemp("alone")
+    run("vae", alone, f"records={records}", vocabulary)
     workdir, given = BUCKET / "vae", (f"records={corpus}", vocabulary)
-    run("vae", workdir, *given, stop=(9, 6, saved_marker(workdir, 4)), status=-signal.SIGKILL, **cache)
-    out, _ = run("vae", workdir, *given, **cache)
+    run("vae", workdir, *given, stop=(9, 6, saved_marker(workdir, 4)), status=-signal.SIGKILL)
+    out, _ = run("vae", workdir, *given)
     assert "going on from step 4\n" in out
     return workdir, alone
 

@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 SHAPE_CHECKED = shape_names.install()
 
-# Tests leave the user's compilation cache alone; those that share compiled programs say so (tiny_runs.compiled_once).
+# Tests leave the user's compilation cache alone; what they start has one of its own (tiny_runs.QUICK_TO_COMPILE).
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 # A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would inherit that.

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import tiny_runs
-from tiny_runs import QUICK_TO_COMPILE, ROOT, compiled_once, read_metrics
+from tiny_runs import QUICK_TO_COMPILE, ROOT, read_metrics
 
 # python -m colajax.train whose second process is killed once checkpoint 4 is whole, while the first waits at step 5.
 KILLED = """
@@ -39,7 +39,7 @@ def test_four_processes_are_killed_and_go_on(tmp_path, records, alone):
         f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/killed.py {workdir}/checkpoints/4 "$@"\n'
     )
     (tmp_path / "python").chmod(0o755)
-    environment = os.environ | QUICK_TO_COMPILE | compiled_once(tmp_path / "compiled") | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | QUICK_TO_COMPILE | {"PYTHONPATH": str(ROOT)}
 
     def local(python):
         return subprocess.run(

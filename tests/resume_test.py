@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny_runs
 from etils import epath
-from tiny_runs import QUICK_TO_COMPILE, ROOT, STOPPED, compiled_once, read_metrics, tiny_config
+from tiny_runs import QUICK_TO_COMPILE, ROOT, STOPPED, read_metrics, tiny_config
 
 from colajax.errors import UserError
 from colajax.stages import stage_of
@@ -56,9 +56,9 @@ def budgets(stage: str, steps) -> str:
 class Runs:
     """Trainings of one stage under a folder, as processes that share what XLA has compiled."""
 
-    def __init__(self, folder, cache, stage, overrides):
+    def __init__(self, folder, stage, overrides):
         self.folder, self.stage = folder, stage
-        self.cache, self.environment = cache, os.environ | QUICK_TO_COMPILE | compiled_once(cache)
+        self.environment = os.environ | QUICK_TO_COMPILE
         self.overrides = [*tiny_runs.overrides(stage), *overrides, budgets(stage, BUDGETS), "total_steps=0"]
 
     def run(self, name, *, stop: tuple[int, int] | None = None, killed_at: str | None = None):
@@ -93,7 +93,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def stage_one(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vae")
-    runs = Runs(folder, tmp_path_factory.mktemp("compiled"), "vae", [f"records={records}"])
+    runs = Runs(folder, "vae", [f"records={records}"])
     result = runs.run("alone")
     assert result.returncode == 0, result.stderr
     return runs
@@ -103,7 +103,7 @@ def stage_one(records, tmp_path_factory):
 def stage_two(records, stage_one, tmp_path_factory):
     folder = tmp_path_factory.mktemp("joint")
     overrides = [f"records={records}", f"init_from={stage_one.folder / 'alone'}"]
-    runs = Runs(folder, stage_one.cache, "joint", overrides)
+    runs = Runs(folder, "joint", overrides)
     result = runs.run("alone")
     assert result.returncode == 0, result.stderr
     return runs
@@ -112,7 +112,7 @@ def stage_two(records, stage_one, tmp_path_factory):
 def _baseline(stage):
     @pytest.fixture(scope="module")
     def runs(records, stage_one, tmp_path_factory):
-        runs = Runs(tmp_path_factory.mktemp(stage), stage_one.cache, stage, [f"records={records}"])
+        runs = Runs(tmp_path_factory.mktemp(stage), stage, [f"records={records}"])
         result = runs.run("alone")
         assert result.returncode == 0, result.stderr
         return runs

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from slurm_cluster import slurm_cluster
-from tiny_runs import QUICK_TO_COMPILE, ROOT, compiled_once, read_metrics
+from tiny_runs import QUICK_TO_COMPILE, ROOT, read_metrics
 
 # python -m colajax.train that runs $SIGNAL when it prints the line of step 5 in the first start of a job.
 SIGNALLING = """
@@ -44,7 +44,7 @@ def slurm(folder):
     with slurm_cluster(folder, cpus=2) as environment:
         yield environment | QUICK_TO_COMPILE | {
             "SBATCH_OUTPUT": str(folder / "%j.log"), "PYTHONPATH": str(ROOT),
-        } | compiled_once(folder / "compiled")  # fmt: skip
+        }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -52,7 +53,15 @@ def tiny_config(stage: str, *more: str):
 
 
 # For trainings in processes of their own: most of their time is XLA's, and what it makes of a program is not tested.
-QUICK_TO_COMPILE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+# What one of them has compiled is there for all others: the first process of pytest makes the folder, and removes it.
+if "COLAJAX_TESTS_COMPILED" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled", ignore_cleanup_errors=True)
+    os.environ["COLAJAX_TESTS_COMPILED"] = _compiled.name
+QUICK_TO_COMPILE = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_COMPILATION_CACHE_DIR": os.environ["COLAJAX_TESTS_COMPILED"],
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}  # fmt: skip
 
 # python -m colajax.train that gets a signal when it is about to print the line of a step, once a folder is there:
 # python -c STOPPED SIGNAL STEP FOLDER, and what the training is given.
@@ -80,14 +89,6 @@ def environment(devices: int, **more: str) -> dict[str, str]:
     # Collectives wait for each other in threads of XLA, of which there must be enough: see launch/local.sh.
     threads = str(4 * devices)
     return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "NPROC": threads, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
-
-
-def compiled_once(folder) -> dict[str, str]:
-    """Processes with this in their environment share in `folder` what XLA has compiled."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
 
 
 def train_alone(stage: str, workdir, records) -> None:
