@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ layers.UNROLLED_LAYERS = 0  # as for tall stacks; and there is less to compile
 def mesh_of(name: str):
     if name == "one":
         return make_mesh(ONE_DEVICE, jax.devices()[:1])
-    return make_mesh(dict(zip(AXES, map(int, name.split(",")), strict=True)))
+    sizes = [int(size) for size in name.split(",")]
+    return make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
 
 
 def whole(tree):
@@ -151,7 +153,7 @@ PROBES = {
 }
 
 
-def hashes(mesh, stage_name: str, records: str, parts: int, seed: int) -> str:
+def hashes(mesh, stage_name: str, records: str, parts: int, seed: int = 66) -> str:
     """A digest of everything that the loss of STEPS updates reads: rows, noise, times, masks."""
     probe, *overrides = PROBES[stage_name]
     config = tiny_runs.tiny_config(stage_name, "batch_size=16", f"seed={seed}", *overrides)
