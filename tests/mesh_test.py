@@ -104,7 +104,8 @@ def test_what_the_loss_reads_depends_on_seed_step_and_sample_alone(records):
     """Rows, noise, times and masks of 50 updates, by digest: 1, 2, 4, 8 devices; 1, 2, 4 processes; 1, 2, 4 parts."""
 
     def digests(*runs: tuple, **where) -> list[str]:
-        return run_worker([("hashes", mesh, "joint", str(records), parts, *seed) for mesh, parts, *seed in runs], **where)
+        jobs = [("hashes", mesh, "joint", str(records), parts, *seed) for mesh, parts, *seed in runs]
+        return run_worker(jobs, **where)
 
     of_one, others = [("one", 1), ("one", 2), ("one", 4)], [("2,1,1", 2), ("1,4,1", 4), ("2,2,2", 1), ("8,1,1", 2)]
     *found, other = digests(*of_one, *others, ("one", 1, 67))
