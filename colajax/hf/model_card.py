@@ -10,7 +10,7 @@ from colajax.files import read_json
 from colajax.train.metrics import read_lines
 
 _PAPER = "[arXiv:2605.06548](https://arxiv.org/abs/2605.06548)"
-_USE = """## Use
+_USE = '''## Use
 
 Needs torch and transformers, and nothing else.
 
@@ -31,8 +31,8 @@ timestep_num or diffusion_steps), guidance (1 is none; also guidance_scale), tem
 top_k, top_p, repetition_penalty, seed; their defaults are in generation_config.json. `noise` (blocks, batch,
 block_size, latent_dim) replaces what is drawn. `model.vae.encode` and `model.vae.decode` are the text VAE, `model.dit`
 is the prior. `AutoModel` loads `cola_vae/` and `cola_dit/` alone too.
-"""
-_USE_VAE = """## Use
+'''
+_USE_VAE = '''## Use
 
 Needs torch and transformers, and nothing else.
 
@@ -44,8 +44,8 @@ tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 ```
 
 `vae.encode(input_ids)` gives the mean and log-variance of the latents, `vae.decode(z)` token logits.
-"""
-_USE_AR = """## Use
+'''
+_USE_AR = '''## Use
 
 Needs torch and transformers, and nothing else.
 
@@ -60,8 +60,8 @@ for prompt in ("Once upon a time", "The weather today"):
 ```
 
 A LlamaForCausalLM: what serves LLaMA serves it. A document begins behind an end of text.
-"""
-_USE_LLADA = """## Use
+'''
+_USE_LLADA = '''## Use
 
 Needs torch and transformers, and nothing else.
 
@@ -81,7 +81,7 @@ or fewer where the end token comes first. Settings: max_new_tokens, steps (in al
 block_length (tokens that are uncovered before those behind them; 0 is the whole answer), guidance (1 is none),
 temperature (0 takes the best token), top_k, top_p, repetition_penalty, seed; their defaults are in
 generation_config.json. `model(input_ids).logits` are of every token from all others; id vocab_size is a masked one.
-"""
+'''
 
 
 class _Card(NamedTuple):

@@ -24,7 +24,9 @@ class Decoder(nnx.Module):
         )
         self.unpatch = layers.Linear(dim, config.patch_size * dim, ("embed", "mlp"), **make)
         self.norm = layers.layer_norm(dim, eps=config.layer_norm_eps, **make)
-        self.head = layers.Linear(dim, config.vocab_size, ("table", None), bias=config.bias, result=jnp.float32, **make)
+        self.head = layers.Linear(
+            dim, config.vocab_size, ("table", None), bias=config.bias, result=jnp.float32, **make
+        )
 
     def hidden(self, z_BxLxD, *, lengths=None, positions=None, cache: KVCache | None = None, context_lengths=None):
         """Everything before the vocabulary. z: (B, L, D). Returns (h (B, T, M), keys and values of every layer).

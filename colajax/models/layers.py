@@ -63,7 +63,9 @@ def _product_backward(_, operands, gradient):
     x, kernel = operands
     gradient, precision = gradient.astype(x.dtype), precision_of(x.dtype)
     positions = tuple(range(x.ndim - 1))
-    of_x = jax.lax.dot_general(gradient, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())), precision=precision)
+    of_x = jax.lax.dot_general(
+        gradient, kernel.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())), precision=precision
+    )
     of_kernel = jax.lax.dot_general(
         x, gradient, ((positions, positions), ((), ())), precision=precision, preferred_element_type=kernel.dtype
     )

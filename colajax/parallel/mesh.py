@@ -33,7 +33,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> Mesh
         if shape[0] % slices:
             raise UserError(f"config.mesh.data is {shape[0]}: expected a multiple of the {slices} slices")
         per_slice = (shape[0] // slices, *shape[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(per_slice, (slices, 1, 1), devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            per_slice, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     else:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

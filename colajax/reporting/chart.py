@@ -68,14 +68,8 @@ def shown(value: float) -> str:
 
 
 def chart(
-    title: str,
-    series: Sequence[Series],
-    *,
-    x: str,
-    y: str = "",
-    healthy: tuple[float | None, float | None] = (None, None),
-    log: bool = False,
-    equal: bool = False,
+    title: str, series: Sequence[Series], *, x: str, y: str = "",
+    healthy: tuple[float | None, float | None] = (None, None), log: bool = False, equal: bool = False,
 ) -> str:
     """Lines of y against x. healthy: (low, high) of the values that are, None where it has no end, drawn as a band;
     log: of y, where all is positive; equal: a unit is as long on both axes."""  # fmt: skip
