@@ -60,7 +60,7 @@ def _figure(make, collected: Collected, axis: str):
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(tasks) :]:
         panel.remove()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(OTHERS), frameon=False)
     figure.supxlabel(f"{AXIS[axis]}\n{_note(collected)}", fontsize=9)
     return figure
 
