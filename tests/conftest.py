@@ -5,6 +5,7 @@ import signal
 import tempfile
 
 import corpora
+import jax
 import pytest
 import shape_names
 import slurm_cluster
@@ -24,6 +25,10 @@ SHAPE_CHECKED = shape_names.install()
 # Tests leave the user's compilation cache alone; what they start has one of its own (tiny_runs.QUICK_TO_COMPILE).
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
+# What XLA makes of small programs is not tested, but where a module says so (pytestmark = pytest.mark.optimised).
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {tiny_runs.QUICK_FLAGS}".strip()
+jax.config.update("jax_disable_most_optimizations", True)
+
 # A shell that puts the tests into the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -40,6 +45,14 @@ if collect_ignore and os.environ.get("COLAJAX_SLURM"):
 def pytest_terminal_summary(terminalreporter):
     if collect_ignore:
         terminalreporter.write_line("slurm_test.py was left out: no Slurm here (apt-get install slurm-wlm munge)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimisations(request):
+    """On in the modules that are marked."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimised") is None)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from colajax.planning.topology import find_topology
 from colajax.stages import stage_of
 from colajax.train.config import load_config
 
+pytestmark = pytest.mark.optimised
+
 TOPOLOGY = "v5p:2x2x1"
 SMALL = (
     "batch_size=32", "mesh.data=1", "mesh.fsdp=4", "dit.num_layers=2", "compute_params=0", "vae.encoder_num_blocks=2",

@@ -24,6 +24,8 @@ from colajax.train.config import changed
 from colajax.train.optimizer import optimizer_of
 from colajax.train.state import abstract_state, fresh_state
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.mark.parametrize("name", ["vae", "joint", "llada"])
 def test_bytes_of_the_state_against_arrays(name):

@@ -17,6 +17,8 @@ from colajax.planning.interconnect import exposed_seconds, seconds
 from colajax.planning.schedule import Collective, read_schedule
 from colajax.planning.topology import TPUS, find_topology
 
+pytestmark = pytest.mark.optimised
+
 MESH = {"data": 2, "fsdp": 2, "tensor": 1}
 LAYERS, WIDTH, ROWS = 5, 256, 128  # of a device
 

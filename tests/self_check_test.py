@@ -114,7 +114,7 @@ run_main(main)
 
 @pytest.mark.parametrize(("case", "refused"), [("with", 0), ("without", 1), ("exchanged", 2)])
 def test_a_sampler_whose_samples_the_compiler_exchanges_is_refused(case, refused):
-    where = environment(8, NPROC="32", PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", JAX_DISABLE_MOST_OPTIMIZATIONS="0")
+    where = environment(8, optimised=True, NPROC="32", PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     result = subprocess.run(
         [sys.executable, "-c", SAMPLE, case], cwd=ROOT, env=where, capture_output=True, text=True, check=False
     )

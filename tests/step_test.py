@@ -22,14 +22,6 @@ from colajax.train.step import batch_gradients, loss_and_means, make_train_step
 MESH = make_mesh(ONE_DEVICE, jax.devices()[:1])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Most of the time here is XLA's; what it makes of the program is not what is tested."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module", params=["vae", "joint", "ar", "llada"])
 def case(request):
     """(stage, configuration, state, examples)"""
