@@ -1,4 +1,4 @@
-"""launch/local.sh with real processes: four train, are killed, go on, and end as one process does."""
+"""launch/local.sh with real processes: two train, are killed, go on, and end as one process does."""
 
 import os
 import subprocess
@@ -31,9 +31,9 @@ run_main(__main__.main)
 """
 
 
-def test_four_processes_are_killed_and_go_on(tmp_path, records, alone):
+def test_processes_are_killed_and_go_on(tmp_path, records, alone):
     overrides = [f"--config.{override}" for override in tiny_runs.overrides("vae")]
-    workdir = tmp_path / "four"
+    workdir = tmp_path / "run"
     (tmp_path / "killed.py").write_text(KILLED)
     (tmp_path / "python").write_text(
         f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/killed.py {workdir}/checkpoints/4 "$@"\n'
@@ -43,14 +43,14 @@ def test_four_processes_are_killed_and_go_on(tmp_path, records, alone):
 
     def local(python):
         return subprocess.run(
-            ["bash", "launch/local.sh", "processes=4", "devices=1", f"python={python}", f"workdir={workdir}",
+            ["bash", "launch/local.sh", "processes=2", "devices=1", f"python={python}", f"workdir={workdir}",
              f"config={tiny_runs.spec('vae')}", f"records={records}", *overrides],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
 
     killed = local(tmp_path / "python")
     assert killed.returncode == 137, killed.stderr[-3000:]
-    assert killed.stderr.count("ended with status") == 4
+    assert killed.stderr.count("ended with status") == 2
     again = local(sys.executable)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "going on from step 4\n" in again.stdout

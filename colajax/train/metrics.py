@@ -1,16 +1,25 @@
 """What a run reports: the progress line, TensorBoard, and metrics.jsonl."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from colajax.errors import UserError
 from colajax.files import write_whole
+
+# tensorboardX imports torch where it finds it, to take its tensors; there are none here, and it takes seconds.
+_hidden = "torch" not in sys.modules
+if _hidden:
+    sys.modules["torch"] = None
+from tensorboardX import SummaryWriter  # noqa: E402
+
+if _hidden:
+    del sys.modules["torch"]
 
 # Dense bfloat16 peak of one chip (jax device), FLOP/s, by a part of its device_kind; the makers' data sheets.
 PEAK_FLOPS = (
