@@ -1,6 +1,8 @@
 """The layers of the package, read off its imports: a file imports only from layers before its own."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,8 @@ def test_a_breach_would_be_seen(file, source, forbidden):
 def test_every_folder_has_a_layer():
     folders = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES} - {"__init__"}
     assert folders <= {folder for row in LAYERS for folder in row} | set(BELOW_ALL)
+
+
+def test_a_training_does_not_wait_for_torch_and_leaves_it_importable():
+    code = "import sys, colajax.train.__main__; assert 'torch' not in sys.modules; import torch; torch.zeros(1)"
+    subprocess.run([sys.executable, "-c", code], check=True)
