@@ -18,7 +18,7 @@ from colajax.data.tokenizer import train_sentencepiece
 from colajax.stories.grammar import stories
 
 # Of all that may be installed here, the tests run on the CPU; for a GPU, say JAX_PLATFORMS=cuda.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 
 SHAPE_CHECKED = shape_names.install()
 

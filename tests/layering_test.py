@@ -1,4 +1,5 @@
-"""The layers of the package, read off its imports: a file imports only from layers before its own."""
+"""The layers of the package, read off its imports: a file imports only from layers before its own. And a library that
+a start does not wait for."""
 
 import ast
 import subprocess

@@ -19,9 +19,9 @@ WORKER = Path(__file__).parent / "mesh_worker.py"
 # Each axis alone, each with each other one, all three.
 MESHES = ["8,1,1", "1,8,1", "1,1,8", "2,2,2", "1,4,2"]
 OPTIMISED = ["one", "2,2,2"]  # compiled as production runs are; the others are quicker to compile
-# (processes, devices of each, mesh): parameters and heads, or the batch and parameters, lie across processes.
-CLUSTERS = [(2, 4, "1,1,8"), (4, 2, "2,2,2")]
-FAMILIES = {2: tuple(SAMPLERS), 4: ("joint",)}  # whose text so many processes write
+# (processes, devices of each, mesh, families whose text they write): parameters and heads, or the batch and parameters,
+# lie across processes.
+CLUSTERS = [(2, 4, "1,1,8", tuple(SAMPLERS)), (4, 2, "2,2,2", ("joint",))]
 
 
 def run_worker(jobs: list[tuple], *, processes: int = 1, devices: int = 8, optimised: bool = False) -> list:
@@ -90,18 +90,18 @@ def test_every_mesh_writes_the_same_text(stage, mesh):
     assert text[mesh] == text["one"]
 
 
-@pytest.mark.parametrize(("processes", "devices", "mesh"), CLUSTERS)
-def test_processes_give_the_same_numbers_and_the_same_text(processes, devices, mesh):
-    jobs = [("gradients", mesh, "joint"), *(("text", mesh, stage) for stage in FAMILIES[processes])]
+@pytest.mark.parametrize(("processes", "devices", "mesh", "families"), CLUSTERS, ids=["2-4-1,1,8", "4-2-2,2,2"])
+def test_processes_give_the_same_numbers_and_the_same_text(processes, devices, mesh, families):
+    jobs = [("gradients", mesh, "joint"), *(("text", mesh, stage) for stage in families)]
     gradients, *texts = run_worker(jobs, processes=processes, devices=devices)
     assert_same_gradients(gradients, results("gradients", "joint")["one"])
-    for stage, text in zip(FAMILIES[processes], texts, strict=True):
+    for stage, text in zip(families, texts, strict=True):
         assert text == results("text", stage)["one"]
 
 
 def test_what_the_loss_reads_depends_on_seed_step_and_sample_alone(records):
     """Rows, noise, times and masks of 50 updates, by digest: 1, 2, 4, 8 devices; 1, 2, 4 processes; 1, 2, 4 parts.
-    Optimised: the last bits of a normal draw are those of the emitter that programs are quick to compile with."""
+    Optimised, because with tiny_runs.QUICK_FLAGS the last bits of a normal draw differ from program to program."""
 
     def digests(*runs: tuple, **where) -> list[str]:
         jobs = [("hashes", mesh, "joint", str(records), parts, *seed) for mesh, parts, *seed in runs]

@@ -52,8 +52,9 @@ def tiny_config(stage: str, *more: str):
     return load_config(spec(stage), [*overrides(stage), *more])
 
 
-# Most of the time of small programs is XLA's, and what it makes of them is not tested. JAX 0.10 has a way to write
-# fusions that takes half the time; later ones have lost it, and end at a flag that they do not know.
+# Most of the time of small programs is XLA's, and what it makes of them is not tested. JAX 0.10 has an older way to
+# write fusions that takes half the time, though its last bits differ from program to program; later ones have lost it,
+# and abort at a flag that they do not know.
 QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 
 # What a process that the tests start has compiled is there for all others: the first process of pytest makes the

@@ -229,4 +229,3 @@ class Sampler(BaseSampler):
 
         start = jnp.where(is_clean[..., None], state.clean, noise_BxSxD)
         return jax.lax.fori_loop(0, steps, euler, start)
-

@@ -13,6 +13,8 @@ DEFAULTS = {
     "max_new_tokens": 32, "steps": 16, "guidance": 7.0, "temperature": 1.0, "top_k": 50, "top_p": 0.9,
     "repetition_penalty": 1.0, "seed": 0,
 }  # fmt: skip
+
+
 class ColaGeneration:
     """What ColaModel has beside its two parts, `vae` and `dit`."""
 
