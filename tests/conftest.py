@@ -22,8 +22,12 @@ jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 SHAPE_CHECKED = shape_names.install()
 
-# Tests leave the user's compilation cache alone; what they start has one of its own (tiny_runs.QUICK_TO_COMPILE).
+# The user's compilation cache is left alone: these processes have one together, with those that they start so
+# (tiny_runs.QUICK_TO_COMPILE), and without what is compiled sooner than read.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+jax.config.update("jax_enable_compilation_cache", True)
+jax.config.update("jax_compilation_cache_dir", os.environ["COLAJAX_TESTS_COMPILED"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # What XLA makes of small programs is not tested, but where a module says so (pytestmark = pytest.mark.optimised).
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {tiny_runs.QUICK_FLAGS}".strip()

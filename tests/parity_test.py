@@ -19,8 +19,6 @@ from colajax.hf import layout, names
 from colajax.sampling.cola import Sampler
 from colajax.sampling.settings import SamplingSettings
 
-pytestmark = pytest.mark.optimised
-
 FOLDERS = sorted(path for path in (pathlib.Path(__file__).parent / "golden").iterdir() if path.is_dir())
 FOLDERS += [pathlib.Path(path) for path in os.environ.get("COLAJAX_GOLDEN", "").split(":") if path]
 

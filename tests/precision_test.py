@@ -22,8 +22,6 @@ from colajax.train.config import load_config
 from colajax.train.state import TrainState
 from colajax.train.step import batch_gradients, rounded_kernels
 
-pytestmark = pytest.mark.optimised
-
 # The widths of the paper's models, with a vocabulary and a number of layers that fit here.
 PAPER_VAE = ("vae.dim=1536", "vae.ffn_dim=6144", "vae.num_heads=12", "vae.vocab_size=2048", "vae.block_size=16")
 PAPER_DIT = (
