@@ -56,6 +56,7 @@ def test_too_few_points_have_no_law(compute, error):
 # ---- workdirs --------------------------------------------------------------------------------------------------------
 LAWS = {"cola": (0.9, 0.10), "ar": (0.8, 0.05), "llada": (0.95, 0.02)}  # error of a family at C EFLOPs: a C^-b
 BUDGETS = (1.0, 4.0, 16.0, 64.0)
+SETTINGS = {"tasks": {"mmlu": {"records": 500, "data": "d"}}, "sampler": {"steps": 16}}
 CONFIGS = {"cola": "cola_joint", "ar": "ar", "llada": "llada"}
 
 
@@ -73,7 +74,7 @@ def leave_run(folder, family, seed, name=None, law=None, **facts):
         a, b = law or LAWS[family]
         accuracy = [1 - a * budget**-b * np.exp(0.003 * rng.standard_normal()) for _ in (*TASKS, "mean")]
         scores = [{"accuracy": x, "low": x - 0.02, "high": x + 0.02, "count": 500} for x in accuracy]
-        report = {"tasks": dict(zip(TASKS, scores, strict=False)), "mean": scores[-1], "settings": {"greedy": True}}
+        report = {"tasks": dict(zip(TASKS, scores, strict=False)), "mean": scores[-1], "settings": SETTINGS}
         (workdir / "tasks" / str(step)).mkdir(parents=True)
         (workdir / "tasks" / str(step) / "tasks.json").write_text(json.dumps(report))
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -143,6 +144,15 @@ def test_bands_are_the_seeds_range(curves):
         (lambda run: (run / "metrics.jsonl").unlink(), "no line of step 1 with exact_eflops"),
         (lambda run: _edit(run / "tasks" / "2" / "tasks.json", mean={"accuracy": 2}), "tasks.json: damaged"),
         (lambda run: (run / "tasks" / "2" / "tasks.json").write_text("{"), "tasks.json: damaged"),
+        (
+            lambda run: _edit(run / "tasks" / "2" / "tasks.json", settings=SETTINGS | {"tasks": {"mmlu": {"data": 2}}}),
+            "tasks.mmlu.data is 2, but d in",
+        ),
+        (
+            lambda run: _edit(run / "tasks" / "2" / "tasks.json", settings=SETTINGS | {"sampler": {"steps": 32}}),
+            "sampler.steps is 32, but 16 in",
+        ),
+        (lambda run: _edit(run / "tasks" / "2" / "tasks.json", settings=7), "tasks.json: damaged"),
         (lambda run: shutil.rmtree(run.parent), "runs: not found"),
         (lambda run: [shutil.rmtree(path / "tasks") for path in run.parent.iterdir()], "no run with tasks"),
     ],

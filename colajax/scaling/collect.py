@@ -9,7 +9,7 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.evals.families import FAMILIES
-from colajax.evals.tasks.report import REPORT, folder_of, read_report, reports_of
+from colajax.evals.tasks.report import read_report, reports_of
 from colajax.train.config import OPERATIONAL, flatten
 from colajax.train.kept import run_config
 from colajax.train.metrics import read_lines
@@ -44,36 +44,38 @@ def collect(workdirs: Iterable[epath.PathLike], labels: Mapping[str, str] | None
     """All runs that have been evaluated; labels: of runs by name, in place of their families'. Raises UserError on runs
     that cannot be compared, and where there is none."""
     points, stage_one, settings, facts, alike = [], {}, {}, {}, {}
+    evaluations = {}  # file -> (label, settings)
     for workdir in map(epath.Path, workdirs):
         config = run_config(workdir)
         if config["stage"] not in FAMILIES:
             continue
         label = (labels or {}).get(workdir.name, FAMILIES[config["stage"]])
-        found = list(_points(workdir, config, label))
-        if not found:
+        reports = [(step, file, read_report(file)) for step, file in reports_of(workdir)]
+        if not reports:
             continue
         _check_alike(*alike.setdefault(label, (workdir, config)), workdir, config)
-        points += found
-        facts[str(workdir)] = _facts(config, found[-1])
-        settings[workdir.name] = read_report(folder_of(workdir, found[-1].step) / REPORT)["settings"]
+        points += _points(workdir, config, label, reports)
+        facts[str(workdir)] = _facts(config, points[-1])
+        evaluations |= {file: (label, report["settings"]) for _, file, report in reports}
+        settings[workdir.name] = reports[-1][-1]["settings"]
         if (exact := _stage_one(config)) is not None:
             stage_one[label] = exact
     if not points:
         raise UserError("no run with tasks/STEP/tasks.json among the workdirs; evaluate their checkpoints first")
     _check_comparable(facts)
+    _check_evaluations(evaluations)
     return Collected(points, stage_one, settings)
 
 
-def _points(workdir: epath.Path, config: dict, label: str) -> Iterator[Point]:
-    """Of one run, step by step."""
+def _points(workdir: epath.Path, config: dict, label: str, reports: list[tuple]) -> Iterator[Point]:
+    """Of one run, step by step; reports: (step, file, content) of its evaluations."""
     ledger = {line["step"]: line for line in read_lines(workdir / "metrics.jsonl") if line.keys() >= set(COST)}
-    for step, file in reports_of(workdir):
+    for step, file, report in reports:
         if step not in ledger:
             raise UserError(f"{workdir / 'metrics.jsonl'}: no line of step {step} with exact_eflops; {file} is of it")
         cost = [ledger[step][name] for name in COST]
         if not all(type(value) in (int, float) and 0 < value < math.inf for value in cost):
             raise UserError(f"{workdir / 'metrics.jsonl'}: damaged; expected numbers of step {step}: {', '.join(COST)}")
-        report = read_report(file)
         for task, score in (*report["tasks"].items(), ("mean", report["mean"])):
             values = [score[name] for name in ("accuracy", "low", "high", "count")]
             yield Point(label, workdir.name, config["seed"], task, step, *cost, *values)
@@ -98,6 +100,21 @@ def _check_comparable(facts: dict[str, dict]) -> None:
                     f"{workdir}: the runs disagree in {name}: {found[name]}, but {expected[name]} in {first}; "
                     f"a ladder's runs see the same tokens of the same tokenizer"
                 )
+
+
+def _check_evaluations(evaluations: Mapping[epath.Path, tuple[str, dict]]) -> None:
+    """Raises UserError unless all have the same records and prompts, and those of one curve the same sampling."""
+    firsts = {}
+    for file, (label, settings) in evaluations.items():
+        for part, of in (("tasks", None), ("sampler", label)):
+            found = flatten({part: settings.get(part)})
+            first, expected = firsts.setdefault((part, of), (file, found))
+            for key in sorted(found.keys() | expected.keys()):
+                if found.get(key) != expected.get(key):
+                    raise UserError(
+                        f"{file}: {key} is {found.get(key)}, but {expected.get(key)} in {first}; evaluate all runs "
+                        "with the same tasks, prompts and --limit, and those of one curve with the same sampling"
+                    )
 
 
 def _check_alike(first: epath.Path, expected: dict, workdir: epath.Path, config: dict) -> None:

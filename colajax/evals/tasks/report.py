@@ -92,11 +92,14 @@ def read_report(file: epath.Path) -> dict:
     """What write_report wrote. Raises UserError on anything else."""
     found = read_json(file, "tasks", "mean", "settings")
     try:
+        if not isinstance(found["settings"], dict):
+            raise ValueError(found["settings"])
         for score in (*found["tasks"].values(), found["mean"]):
             shares, count = [score[name] for name in ("accuracy", "low", "high")], score["count"]
             whole = all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
             if not whole or type(count) is not int or count < 1:
                 raise ValueError(score)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{file}: damaged; expected accuracy, low, high, count of every task; evaluate again") from None
+        expected = "settings, and accuracy, low, high, count of every task"
+        raise UserError(f"{file}: damaged; expected {expected}; evaluate again") from None
     return found

@@ -25,6 +25,7 @@ from colajax.files import read_json, write_whole
 from colajax.parallel.agreement import from_first, share_errors
 from colajax.parallel.processes import is_first
 from colajax.sampling.settings import SamplingSettings
+from colajax.train.config import flatten
 from colajax.train.provenance import commit, versions
 
 NEW_TOKENS = 32
@@ -90,7 +91,7 @@ def _keep_settings(path: epath.Path, facts: dict) -> None:
     kept = read_json(path, *facts) if path.exists() else facts
     if not isinstance(kept["tasks"], dict):
         raise UserError(f"{path}: damaged; remove {path.parent} to begin anew")
-    before, now = _flat(kept), _flat(facts)
+    before, now = flatten(kept), flatten(facts)
     for key in sorted(set(before) | set(now)):
         of_task = key.startswith("tasks.") and (key not in before or key not in now)
         if not of_task and before.get(key) != now.get(key):
@@ -100,13 +101,6 @@ def _keep_settings(path: epath.Path, facts: dict) -> None:
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps({**facts, "tasks": {**kept["tasks"], **facts["tasks"]}}, indent=1) + "\n")
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _generate(model: Model, work: _Work, file: epath.Path, settings, batch_size: int, progress: "_Progress") -> None:
