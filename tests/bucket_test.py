@@ -20,7 +20,7 @@ from tiny_runs import ROOT, STOPPED, environment
 
 from colajax.data.records import Records, read_metadata
 from colajax.files import files_under
-from colajax.train.checkpoint import Checkpoints, latest_step
+from colajax.train.checkpoint import Checkpoints, latest_step, set_damaged_aside
 from colajax.train.state import TrainState
 from colajax.train.stored import open_arrays
 
@@ -213,6 +213,7 @@ def test_requests_of_a_save_and_of_a_start(server, capsys):
             checkpoints.close()
         saves[step] = saving.count
         with Requests(server) as starting:
+            set_damaged_aside(BUCKET / "counted")
             assert latest_step(BUCKET / "counted") == step
             again = Checkpoints(BUCKET / "counted", keep_every=1)
             again.restore(step, like)
@@ -224,6 +225,33 @@ def test_requests_of_a_save_and_of_a_start(server, capsys):
     assert abs(saves[12] - saves[2]) <= 10
     assert starts[1] <= 70
     assert starts[12] - starts[1] <= 3 * 11
+
+
+def test_a_damaged_checkpoint_is_set_aside_in_a_bucket(server, capsys):
+    state = lambda step: TrainState(jnp.int32(step), {"w": jnp.full((4, 4), step)}, {}, {})  # noqa: E731
+    checkpoints = Checkpoints(BUCKET / "flipped", keep_every=1)
+    for step in (1, 2):
+        checkpoints.save(state(step), {})
+    checkpoints.close()
+    newest = BUCKET / "flipped" / "checkpoints" / "2"
+    names = {str(file.relative_to(newest)) for file in files_under(newest)}
+    data = next(file for file in files_under(newest / "state" / "d"))
+    content = bytearray(data.read_bytes())
+    content[-20] ^= 1
+    data.write_bytes(content)
+    set_damaged_aside(BUCKET / "flipped")
+    said = f"{newest}: damaged ({data.relative_to(newest)} is not what was written); moved to gs://bucket/flipped/damaged/2-0"
+    assert said in capsys.readouterr().err
+    aside = BUCKET / "flipped" / "damaged" / "2-0"
+    assert {str(file.relative_to(aside)) for file in files_under(aside)} == names
+    assert latest_step(BUCKET / "flipped") == 1
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
+    again = Checkpoints(BUCKET / "flipped", keep_every=1)
+    np.testing.assert_array_equal(again.restore(1, like).params["w"], 1)
+    again.save(state(2), {})
+    again.close()
+    set_damaged_aside(BUCKET / "flipped")
+    assert latest_step(BUCKET / "flipped") == 2
 
 
 def test_requests_of_records_do_not_grow_with_shards(server, corpus, capsys):

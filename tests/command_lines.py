@@ -79,7 +79,7 @@ def _leave_run(workdir: Path, stage: str, records: Path) -> None:
     rng = np.random.default_rng(0)
 
     def write(partial):
-        for group, tree in open_arrays(partial)[1].items():
+        for group, tree in open_arrays(partial, write=True)[1].items():
             leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
             named = [("/".join(key.key for key in keys), array) for keys, array in leaves]
             write_group(partial, group, ((n, None, 0.1 * rng.standard_normal(a.shape, np.float32)) for n, a in named))

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from exports import FOLDERS, GOLDEN, SETTINGS, config_of, load
+from tiny_runs import changed_arrays
 
 from colajax.data.tokenizer import load_tokenizer
 from colajax.errors import UserError
@@ -25,7 +26,6 @@ from colajax.hf.export import export
 from colajax.hf.import_run import import_run
 from colajax.hf.model_card import Stated
 from colajax.sampling.load import load_run, run_tokenizer
-from colajax.train.stored import open_arrays
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -81,8 +81,9 @@ def test_verify_sees_a_changed_tensor_and_another_run(exported, tmp_path):
         verify(run, copy)
     assert not json.loads((copy / CERTIFICATE).read_text())["passed"]
     other = pathlib.Path(shutil.copytree(run, tmp_path / "run"))
-    head = open_arrays(other, write=True)[1]["dit"]["head"]["bias"]
-    head[0] = np.asarray(head)[0] + np.float32(1e-3)
+    with changed_arrays(other) as params:
+        head = params["dit"]["head"]["bias"]
+        head[0] = np.asarray(head)[0] + np.float32(1e-3)
     with pytest.raises(UserError, match="velocity"):
         verify(other, hf)
 
@@ -91,8 +92,9 @@ def test_rounding_that_a_run_magnifies_is_allowed_and_another_sampler_is_not(exp
     """Sharp attention makes a flow that turns on its last digits."""
     run, hf = tmp_path / "run", tmp_path / "magnifying"
     shutil.copytree(exported["released_shape"][0], run)
-    scale = open_arrays(run, write=True)[1]["dit"]["blocks"]["q_norm"]["scale"]
-    scale[...] = 30 * np.asarray(scale)
+    with changed_arrays(run) as params:
+        scale = params["dit"]["blocks"]["q_norm"]["scale"]
+        scale[...] = 30 * np.asarray(scale)
     export(run, hf, run_tokenizer(run), SETTINGS, check=lambda folder: verify(run, folder, tolerance=2e-4))
     certificate = json.loads((hf / CERTIFICATE).read_text())
     found, explained = certificate["differences"]["generation: logits"], certificate["rounding"]["generation: logits"]
@@ -213,8 +215,8 @@ def test_other_servers_find_the_parts_and_the_hub_reads_the_card(exported, tmp_p
 
 def test_parameters_that_are_not_finite_are_refused(exported, tmp_path):
     run = pathlib.Path(shutil.copytree(exported["released_shape"][0], tmp_path / "run"))
-    head = open_arrays(run, write=True)[1]["dit"]["head"]["bias"]
-    head[0] = np.float32("nan")
+    with changed_arrays(run) as params:
+        params["dit"]["head"]["bias"][0] = np.float32("nan")
     with pytest.raises(UserError, match=r"run: step 3 .*txt_out\.proj\.bias holds NaN"):
         export(run, tmp_path / "hf", run_tokenizer(run), SETTINGS)
     with pytest.raises(UserError, match="run: step 3 holds NaN"):

@@ -13,6 +13,7 @@ import torch
 import transformers
 from exports import SETTINGS
 from import_test import run_tool
+from tiny_runs import changed_arrays
 
 from colajax.errors import UserError
 from colajax.evals.export_parity import CERTIFICATE, verify
@@ -142,11 +143,13 @@ def test_verify_sees_a_changed_tensor_and_another_run(baselines, stage, tmp_path
     with pytest.raises(UserError, match="tensors that differ from the manifest"):
         verify(run, tmp_path / "hf")
     shutil.copytree(run, tmp_path / "run")
-    norm = open_arrays(tmp_path / "run", write=True)[1]["llama"]["norm"]["scale"]
-    norm[0] = np.asarray(norm)[0] + np.float32(0.05)
+    with changed_arrays(tmp_path / "run") as params:
+        norm = params["llama"]["norm"]["scale"]
+        norm[0] = np.asarray(norm)[0] + np.float32(0.05)
     with pytest.raises(UserError, match="in logits"):
         verify(tmp_path / "run", hf)
-    norm[0] = np.float32("nan")
+    with changed_arrays(tmp_path / "run") as params:
+        params["llama"]["norm"]["scale"][0] = np.float32("nan")
     with pytest.raises(UserError, match=r"run: step 3 .*model\.norm\.weight holds NaN"):
         export(tmp_path / "run", tmp_path / "out", run_tokenizer(run), SETTINGS)
 

@@ -1,6 +1,7 @@
 """Small trainings for tests: the shipped quickstart configurations, shrunk by command-line overrides, and stages and
 batches that show what a loss does with padding, patches and weights."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,10 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_models
+from etils import epath
 
 from colajax.stages import STAGES
 from colajax.stages.joint import JointStage
+from colajax.train.checkpoint import FOLDER
 from colajax.train.config import load_config
+from colajax.train.digests import write_digests
+from colajax.train.stored import open_arrays
 
 ROOT = Path(__file__).parent.parent
 SEQUENCE_LENGTH = 32
@@ -106,6 +111,14 @@ def train_alone(stage: str, workdir, records) -> None:
     command = [sys.executable, "-m", "colajax.train", "--config", spec(stage), "--workdir", str(workdir), *given]
     result = subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@contextlib.contextmanager
+def changed_arrays(workdir):
+    """The parameters of a run's latest checkpoint as arrays to be written to; its digests are of what they are then."""
+    step, params = open_arrays(workdir, write=True)
+    yield params
+    write_digests(epath.Path(workdir) / FOLDER / str(step))
 
 
 def read_metrics(workdir) -> list[dict]:

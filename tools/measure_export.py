@@ -46,7 +46,7 @@ def make_random_run(workdir: pathlib.Path, config, tokenizer) -> int:
     counts = []
 
     def write(partial):
-        for group, tree in open_arrays(partial)[1].items():
+        for group, tree in open_arrays(partial, write=True)[1].items():
             write_group(partial, group, random_parameters(tree))
             counts.extend(array.size for array in jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict)))
 

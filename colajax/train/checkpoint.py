@@ -1,9 +1,10 @@
-"""Orbax checkpoints of a run: saved in the background; the latest, every keep_every-th and those of budgets
-kept."""
+"""Orbax checkpoints of a run: saved in the background; the latest, every keep_every-th and those of budgets kept; read
+only where every file is as it was written (`digests`)."""
 
 import contextlib
 import math
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 
@@ -12,10 +13,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from colajax.errors import UserError, refusal_of
-from colajax.files import absolute
+from colajax.files import absolute, files_under, move
+from colajax.parallel.agreement import from_first
+from colajax.train.digests import damage_of, has_digests, write_digests
 from colajax.train.state import TrainState
 
 FOLDER = "checkpoints"
+ASIDE = "damaged"  # folder of a workdir for checkpoints that are not what was written
 LATEST = 2  # checkpoints that are kept whatever their step
 SMALL_LAYER = 4 * 2**20  # bytes; smaller ones are stored together, as small files are slow
 SMALL_SLICE = 2**20  # bytes; devices that hold the same array share the writing, unless a share would be smaller
@@ -35,11 +39,12 @@ def _layer_by_layer(path, array: jax.Array) -> ocp.SaveArgs:
 
 
 class Checkpoints:
-    """The checkpoints under a workdir. A step is saved whole or not at all: Orbax marks what is complete."""
+    """The checkpoints under a workdir. A step is saved whole, with its digests, or not at all: Orbax gives what is
+    complete its name or a mark, and removes older ones only then."""
 
     def __init__(self, workdir, *, keep_every: int, budgets: tuple[int, ...] = ()):
         """keep_every, budgets: steps whose checkpoints are kept for good."""
-        self._workdir = workdir
+        self._workdir, self._saving = workdir, 0
         # Each share of another shape is a small program to compile, at the first save.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALL_SLICE)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -53,8 +58,15 @@ class Checkpoints:
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 lightweight_initialize=True,  # or it reads a file of every checkpoint that is kept
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._finish),
             ),
         )
+
+    def _finish(self) -> None:
+        """Called in the background, in the first process, when all has been written; on local disk the folder has not
+        got its name yet."""
+        folders = (absolute(self._workdir) / FOLDER).iterdir()
+        write_digests(next(path for path in folders if path.name.partition(".")[0] == str(self._saving)))
 
     def save(self, state: TrainState, facts: dict) -> None:
         """Starts saving in the background; the state's arrays are copied before this returns. A step that is there
@@ -65,6 +77,8 @@ class Checkpoints:
             tree = _as_tree(state)
             by_layer = jax.tree_util.tree_map_with_path(_layer_by_layer, tree)
             arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(tree, save_args=by_layer))
+            self._manager.wait_until_finished()  # the one before has its own number
+            self._saving = step
             self._manager.save(step, args=arguments, custom_metadata=facts)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -82,6 +96,51 @@ class Checkpoints:
 def latest_step(workdir) -> int | None:
     """The last whole checkpoint of a run, or None where there is none yet."""
     return next(_whole_steps(workdir), None)
+
+
+def set_damaged_aside(workdir: epath.Path) -> None:
+    """Moves checkpoints of a run that are not what was written to WORKDIR/damaged, from the latest on to the first one
+    that is, and says so; to be called in one process. Raises UserError, and moves none, where all are damaged."""
+    damaged, step = {}, None
+    for step in _whole_steps(workdir):
+        if (reason := _damage(workdir, step)) is None:
+            break
+        damaged[step] = reason
+    if step in damaged:
+        said = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise UserError(f"{workdir / FOLDER}: every checkpoint is damaged ({said}); copy one again")
+    for old, reason in damaged.items():
+        aside = _move_aside(workdir, old)
+        _warn(f"{workdir / FOLDER / str(old)}: damaged ({reason}); moved to {aside}")
+
+
+def _warn(line: str) -> None:
+    print(f"WARNING: {line}", file=sys.stderr, flush=True)
+
+
+def _damage(workdir, step: int) -> str | None:
+    folder = epath.Path(workdir) / FOLDER / str(step)
+    if has_digests(folder):
+        return damage_of(folder)
+    if not (folder / "state").is_dir():
+        return "state is missing"
+    _warn(f"{folder}: without digests, so that damage cannot be told")
+    return None
+
+
+def _move_aside(workdir: epath.Path, step: int) -> epath.Path:
+    source, parent = workdir / FOLDER / str(step), workdir / ASIDE
+    taken = {path.name for path in parent.iterdir()} if parent.exists() else set()
+    number = next(n for n in range(len(taken) + 1) if f"{step}-{n}" not in taken)
+    target = parent / f"{step}-{number}"
+    target.mkdir(parents=True)
+    for file in files_under(source):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        move(file, place)
+    if source.exists():  # in a bucket there are no folders
+        source.rmtree()
+    return target
 
 
 def _whole_steps(workdir) -> Iterator[int]:
@@ -105,6 +164,14 @@ def checkpoint_step(workdir, step: int | None = None) -> int:
     return latest if step is None else step
 
 
+def whole_step(workdir, step: int | None = None) -> int:
+    """The same, of a checkpoint that is as it was written: UserError on another."""
+    step = checkpoint_step(workdir, step)
+    if reason := _damage(workdir, step):
+        raise _damaged(workdir, step, reason)
+    return step
+
+
 @contextlib.contextmanager
 def reading(workdir, step: int) -> Iterator[None]:
     """Around what reads a checkpoint: whatever Orbax and TensorStore raise on one that is damaged becomes a UserError
@@ -115,11 +182,13 @@ def reading(workdir, step: int) -> Iterator[None]:
         if isinstance(error, UserError) or refusal_of(error) or not _of_storage(error):
             raise
         reason = " ".join(str(error).partition("[tensorstore_spec")[0].split())[:300]
-        older = next((other for other in _whole_steps(workdir) if other < step), None)
-        instead = "copy it again" if older is None else f"remove it to go on from the next older one, {older}"
-        raise UserError(
-            f"{epath.Path(workdir) / FOLDER / str(step)}: damaged ({type(error).__name__}: {reason}); {instead}"
-        ) from None
+        raise _damaged(workdir, step, f"{type(error).__name__}: {reason}") from None
+
+
+def _damaged(workdir, step: int, reason: str) -> UserError:
+    older = next((other for other in _whole_steps(workdir) if other < step), None)
+    instead = "copy it again" if older is None else f"remove it to go on from the next older one, {older}"
+    return UserError(f"{epath.Path(workdir) / FOLDER / str(step)}: damaged ({reason}); {instead}")
 
 
 def _of_storage(error: Exception) -> bool:
@@ -137,8 +206,8 @@ def _restore(target: dict, *, partial: bool = False) -> ocp.args.PyTreeRestore:
 
 def read_params(workdir, step: int | None = None, *, like: dict) -> tuple[int, dict]:
     """The parameters {group: tree} of a run's checkpoint, with its step (the latest by default); like: the same tree,
-    or some groups of it, of ShapeDtypeStructs with shardings."""
-    step = checkpoint_step(workdir, step)
+    or some groups of it, of ShapeDtypeStructs with shardings. Every process calls this alike."""
+    step = from_first(lambda: whole_step(workdir, step))
     folder = absolute(workdir) / FOLDER
     options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
     handlers = {"state": ocp.PyTreeCheckpointHandler()}

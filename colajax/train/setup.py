@@ -12,12 +12,12 @@ from colajax.data.tokenizer import Tokenizer
 from colajax.errors import UserError
 from colajax.files import write_whole
 from colajax.keys import check_seed
-from colajax.parallel.agreement import check_agreement, share_errors
+from colajax.parallel.agreement import check_agreement, from_first, share_errors
 from colajax.parallel.batch import check_batch
 from colajax.parallel.mesh import make_mesh
 from colajax.parallel.processes import is_first
 from colajax.train.budgets import budget_steps, check_kept
-from colajax.train.checkpoint import Checkpoints, checkpoint_step, latest_step, read_params
+from colajax.train.checkpoint import Checkpoints, checkpoint_step, latest_step, read_params, set_damaged_aside
 from colajax.train.config import check_config, config_digest, keep_config
 from colajax.train.fingerprint import fingerprint
 from colajax.train.kept import run_config
@@ -67,6 +67,7 @@ def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
     on a configuration that does not fit itself, the devices, the records, or the run in workdir."""
     program = versions() | {"commit": commit()}
     mesh = share_errors(lambda: make_mesh(config.mesh))
+    from_first(lambda: set_damaged_aside(workdir))
     parts = share_errors(lambda: _find(config, make_stage, workdir, mesh))
     check_agreement(
         {"the run's step": parts.start, "init_step": parts.init_step, "the configuration": config_digest(config)}

@@ -14,7 +14,7 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.files import absolute, in_bucket
-from colajax.train.checkpoint import FOLDER, checkpoint_step, reading
+from colajax.train.checkpoint import FOLDER, checkpoint_step, reading, whole_step
 from colajax.train.state import TrainState
 
 ORBAX = "0.12.8"  # whose layout of a checkpoint this file knows
@@ -26,8 +26,8 @@ _NO_CACHE = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 def open_arrays(workdir, step: int | None = None, *, part: str = "params", write: bool = False) -> tuple[int, dict]:
     """One part of the TrainState in a run's checkpoint, as a tree of opened arrays, with its step (the latest by
-    default). Errors as in `checkpoint.checkpoint_step`."""
-    step = checkpoint_step(workdir, step)
+    default). Errors as in `checkpoint.whole_step`; write: its digests are not compared, and to be written anew."""
+    step = checkpoint_step(workdir, step) if write else whole_step(workdir, step)
     state = absolute(workdir) / FOLDER / str(step) / "state"
     base = f"{state}/" if in_bucket(state) else {"driver": "file", "path": f"{state}/"}
     driver, paths = _layout(state)
