@@ -12,6 +12,7 @@ from colajax.train.evaluation import held_out_batches, make_evaluation
 from colajax.train.reporter import Reporter
 from colajax.train.setup import say, set_up
 from colajax.train.signals import StopSignals
+from colajax.train.state import is_finite
 from colajax.train.step import make_train_step
 
 
@@ -66,7 +67,7 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
                 with reporter.evaluating(done) as found:
                     found(evaluate(state, eval_batches))
             if saving:
-                with reporter.saving(done):
+                with reporter.saving(done, bool(is_finite(state))):
                     run.checkpoints.save(state, stage.ledger(config.batch_size, done))
             if stopping and not last:
                 say(f"{run.workdir}: stopped at step {done}, saved; the same command goes on from there")

@@ -44,7 +44,8 @@ class Reporter:
         self._speed.flops += self._stage.flops(self._batch_size, trainable)
 
     def train(self, step: int, means: dict) -> None:
-        """The means of the update that led to `step`. Raises UserError on a loss that is not a number."""
+        """The means of the update that led to `step`. Raises UserError on a loss or a gradient that is no
+        number."""
         scalars = self._stage.summarise(jax.device_get(means)) | self._stage.ledger(self._batch_size, step)
         self._check_finite(step, scalars)
         rates = self._speed.measure(step, self._tokens)
@@ -71,8 +72,11 @@ class Reporter:
                 print(f"WARNING at step {step}: {warning}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def saving(self, step: int) -> Iterator[None]:
-        """While this is open a checkpoint is begun; what was reported until then is on disk before."""
+    def saving(self, step: int, finite: bool) -> Iterator[None]:
+        """While this is open a checkpoint is begun; what was reported until then is on disk before. Raises UserError,
+        in place of a checkpoint, where the state is not finite."""
+        if not finite:
+            self._refuse(f"parameters or optimizer hold NaN or infinity at step {step}, which was not saved")
         if self._writer:
             self._writer.flush()
         began = time.perf_counter()
@@ -82,15 +86,18 @@ class Reporter:
             self._timeline.flush()
 
     def _check_finite(self, step: int, scalars: dict) -> None:
-        wrong = next((name for name in scalars if name.startswith("loss") and not math.isfinite(scalars[name])), None)
+        checked = (name for name in scalars if name.startswith(("loss", "gradient_norm")))
+        wrong = next((name for name in checked if not math.isfinite(scalars[name])), None)
         if wrong is None:
             return
+        self._refuse(f"the {wrong} is {scalars[wrong]} at step {step}")
+
+    def _refuse(self, reason: str) -> None:
         self.close()
         self._run.checkpoints.close()
-        raise UserError(
-            f"{self._run.workdir}: the {wrong} is {scalars[wrong]} at step {step}; the last checkpoint is of step "
-            f"{latest_step(self._run.workdir)}; go on from a lower learning rate in a new --workdir"
-        )
+        latest = latest_step(self._run.workdir)
+        kept = "there is no checkpoint" if latest is None else f"the last checkpoint is of step {latest}, and finite"
+        raise UserError(f"{self._run.workdir}: {reason}; {kept}; try a lower learning rate in a new --workdir")
 
     def close(self) -> None:
         if self._writer:

@@ -23,6 +23,13 @@ class TrainState:
     frozen: dict  # what the loss reads and nothing changes
 
 
+@jax.jit
+def is_finite(state: TrainState) -> jax.Array:
+    """Whether every number of the parameters and the optimizer is one: a bool scalar, the same in every process."""
+    floats = [x for x in jax.tree.leaves((state.params, state.opt_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+
+
 def _begin(stage, optimizer: Optimizer, key: jax.Array, loaded: dict | None) -> TrainState:
     params, frozen = stage.begin(stage.init(key), loaded)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen)
