@@ -13,7 +13,9 @@ from colajax.errors import UserError
 from colajax.files import files_under, read_json, write_whole
 
 FILE = "digests.json"
-FORMAT = 1  # of a checkpoint as a whole; a change of what TrainState holds or of how it is stored is another one
+# Of a checkpoint as a whole: a change of what TrainState holds or of how it is stored is another one. In every format
+# "digest" is of "files", or what is newer would be taken for damaged.
+FORMAT = 1
 THREADS = 8
 PIECE = 8 * 2**20  # bytes that are read at once
 METADATA = "_CHECKPOINT_METADATA"  # JSON, to which Orbax adds the last of TIMES afterwards
