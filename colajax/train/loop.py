@@ -1,8 +1,10 @@
 """The training loop, for every stage."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 
+import jax
 from etils import epath
 
 from colajax.parallel.agreement import share_errors
@@ -14,6 +16,10 @@ from colajax.train.setup import say, set_up
 from colajax.train.signals import StopSignals
 from colajax.train.state import is_finite
 from colajax.train.step import make_train_step
+
+# Updates that may be under way at once. JAX would begin some thirty, and a machine that is told to end in 30 seconds
+# would spend them on those before it could save.
+AHEAD = 2
 
 
 def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
@@ -41,6 +47,7 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
         with reporter.evaluating(run.start) as found:
             found(evaluate(state, eval_batches))
     pending = None  # (step, means) of a step whose numbers are fetched once the next one is under way
+    under_way = deque()  # means of updates that may not be done
     with StopSignals() as stop:
         batches = run.loader.iterate(run.start, local_rows(mesh, config.batch_size))
         for step in range(run.start, config.total_steps):
@@ -49,6 +56,9 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
             local = next(batches)
             reporter.waited_for_data(time.perf_counter() - began)
             state, means = train_step(state, global_batch(mesh, local, config.batch_size), trainable)
+            under_way.append(means)
+            if len(under_way) > AHEAD:
+                jax.block_until_ready(under_way.popleft())
             if pending:
                 reporter.train(*pending)
                 pending = None

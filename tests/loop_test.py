@@ -1,4 +1,4 @@
-"""Trainings that blow up: what is kept of them is finite, and named."""
+"""Trainings that blow up: what is kept of them is finite, and named; how far the host runs ahead of its devices."""
 
 import json
 import re
@@ -68,3 +68,27 @@ def test_nor_when_it_is_stopped_between_two_lines(records, tmp_path, monkeypatch
     said = blown_up(workdir, records, "log_every=50", f"checkpoint_every={NEVER}")
     assert "parameters or optimizer hold NaN or infinity at step 9, which was not saved; there is no checkpoint" in said
     assert_finite(workdir, set())
+
+
+def test_the_host_is_at_most_two_updates_ahead(records, tmp_path, monkeypatch):
+    begun, waited, ahead = [], [], []
+    make, wait = loop.make_train_step, jax.block_until_ready
+
+    def make_counted(*args, **kwargs):
+        train_step = make(*args, **kwargs)
+
+        def counted(*arguments):
+            ahead.append(len(begun) - len(waited))
+            state, means = train_step(*arguments)
+            begun.append(means)
+            return state, means
+
+        return counted
+
+    monkeypatch.setattr(loop, "make_train_step", make_counted)
+    monkeypatch.setattr(jax, "block_until_ready", lambda means: waited.append(means) or wait(means))
+    given = (f"records={records}", "log_every=50", f"eval_every={NEVER}", f"checkpoint_every={NEVER}")
+    assert train(tiny_runs.tiny_config("vae", *given), VAEStage, tmp_path / "run") == 0
+    assert max(ahead) == loop.AHEAD == 2
+    assert len(waited) == len(begun) - loop.AHEAD == 10
+    assert all(mine is theirs for mine, theirs in zip(waited, begun, strict=False))
