@@ -111,7 +111,7 @@ def move(source: epath.Path, target: epath.Path) -> None:
         return
     system, name = _file_system(source)
     system.cp_file(name, _file_system(target)[1])
-    system.rm_file(name)
+    source.unlink()  # by `epath`, which remembers what is in a folder
 
 
 def _file_system(path: epath.Path):

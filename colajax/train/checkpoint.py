@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from colajax.errors import UserError, refusal_of
-from colajax.files import absolute, files_under, move
+from colajax.files import absolute, files_under, in_bucket, move
 from colajax.parallel.agreement import from_first
 from colajax.train.digests import damage_of, has_digests, write_digests
 from colajax.train.state import TrainState
@@ -138,7 +138,7 @@ def _move_aside(workdir: epath.Path, step: int) -> epath.Path:
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         move(file, place)
-    if source.exists():  # in a bucket there are no folders
+    if not in_bucket(source):  # where there are no folders
         source.rmtree()
     return target
 
