@@ -22,7 +22,7 @@ from colajax.scaling.ladder import Ladder, Member
 # ---- quick -----------------------------------------------------------------------------------------------------------
 N = 1_290_000  # about as many parameters have the quickstart's prior and the layers of its baselines
 ROWS, LENGTH = 16, 160  # the longest probe has 110 tokens, and its answer 32; whole blocks of 32
-STEPS = (60, 120, 240, 480)
+STEPS = (50, 100, 200, 400)
 DATA = (f"batch_size={ROWS}", f"sequence_length={LENGTH}")
 QUICK = Ladder(
     budgets=tuple(6 * N * ROWS * LENGTH * steps / 1e18 for steps in STEPS),
@@ -43,7 +43,7 @@ QUICK = Ladder(
     },
     data=(
         ("@/corpus.jsonl", "tools/make_corpus.py --kind probes --out @/corpus.jsonl"),
-        ("@/tasks", "tools/make_probes.py --out @/tasks --corpus @/corpus.jsonl --count 64"),
+        ("@/tasks", "tools/make_probes.py --out @/tasks --corpus @/corpus.jsonl --count 32"),
         ("@/tokenizer.model",
          "tools/train_tokenizer.py --input @/corpus.jsonl --out @/tokenizer.model --vocab_size 1024"),
         ("@/records",
