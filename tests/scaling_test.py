@@ -48,7 +48,9 @@ def test_a_floor_is_found_where_there_is_one():
     assert held > 0.88 * trials
 
 
-@pytest.mark.parametrize(("compute", "error"), [([1, 2], [0.5, 0.4]), ([3, 3, 3], [0.5, 0.4, 0.3]), ([], [])])
+@pytest.mark.parametrize(
+    ("compute", "error"), [([1, 2], [0.5, 0.4]), ([3, 3, 3], [0.5, 0.4, 0.3]), ([1, 2, 3], [0.5, 0.5, 0.5]), ([], [])]
+)
 def test_too_few_points_have_no_law(compute, error):
     assert fit_power_law(compute, error) is None
 

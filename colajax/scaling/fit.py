@@ -29,11 +29,11 @@ def fit_power_law(compute, error) -> Fit | None:
 
     Without a floor that is a straight line in logarithms, its interval Student's. With at least WITH_FLOOR different
     computes a floor is tried too, and taken where it explains more than its parameter costs (AICc), its interval from
-    the curvature. None where there are fewer than three points, or two different computes.
+    the curvature. None where there are fewer than three points, or two different computes or errors.
     """
     x, y = np.log(np.asarray(compute, float)), np.log(np.asarray(error, float))
     distinct = len(np.unique(np.round(x, 9)))
-    if len(x) < 3 or distinct < 2:
+    if len(x) < 3 or distinct < 2 or len(np.unique(y)) < 2:
         return None
     line = stats.linregress(x, y)
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * line.stderr
