@@ -90,5 +90,7 @@ def test_the_host_is_at_most_two_updates_ahead(records, tmp_path, monkeypatch):
     given = (f"records={records}", "log_every=50", f"eval_every={NEVER}", f"checkpoint_every={NEVER}")
     assert train(tiny_runs.tiny_config("vae", *given), VAEStage, tmp_path / "run") == 0
     assert max(ahead) == loop.AHEAD == 2
+    *waited, last = waited
     assert len(waited) == len(begun) - loop.AHEAD == 10
     assert all(mine is theirs for mine, theirs in zip(waited, begun, strict=False))
+    assert last is begun[-1]  # before its evaluation and checkpoint

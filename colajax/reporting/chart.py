@@ -117,7 +117,7 @@ def _frame(title: str, across: Axis, up: Axis, x: str, y: str) -> list[str]:
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 6, x, "tick", "end"))
     if y:
-        parts.append(_text(WIDTH - RIGHT, 17, y, "tick", "end"))
+        parts.append(_text(LEFT, HEIGHT - 6, y, "tick", "start"))
     return parts
 
 

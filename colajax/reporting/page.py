@@ -243,7 +243,10 @@ def _tasks(runs, colours) -> str:
         return ""
     names = list(dict.fromkeys(name for *_, found in columns for name in found["tasks"]))
     scores = [({**found["tasks"], "mean": found["mean"]}) for *_, found in columns]
-    rows = [[name, *(_score(score.get(name)) for score in scores)] for name in (*names, "mean")]
+    counts = {name: " or ".join(sorted({f"{score[name]['count']:,}" for score in scores if name in score}))
+              for name in (*names, "mean")}  # fmt: skip
+    rows = [[f"{name}, {counts[name]} records", *(_score(score.get(name)) for score in scores)] for name in names]
+    rows.append([f"mean of {counts['mean']} tasks", *(_score(score["mean"]) for score in scores)])
     means = [
         Series(run.name, colours[run.name],
                [(step, 100 * found["mean"]["accuracy"]) for step, found in sorted(run.tasks.items())], dots=True)
@@ -257,7 +260,7 @@ def _score(score: dict | None) -> str:
     if score is None:
         return "–"
     accuracy, low, high = (100 * score[key] for key in ("accuracy", "low", "high"))
-    return f"{accuracy:.1f} ({low:.1f} to {high:.1f}), {score['count']:g} records"
+    return f"{accuracy:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _samples(runs) -> str:

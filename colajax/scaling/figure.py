@@ -28,12 +28,17 @@ def draw(folder: epath.Path, collected: Collected) -> list[epath.Path]:
     """Writes FOLDER/scaling.png, .svg by the compute axis and scaling_exact.png, .svg by exact EFLOPs. Raises UserError
     where matplotlib is not installed."""
     try:
+        from matplotlib import ticker
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("plot: needs matplotlib; pip install 'colajax[plot]'") from None
     written = []
     for axis, name in FILES.items():
         figure = _figure(Figure, collected, axis)
+        for panel in figure.axes:
+            panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            panel.xaxis.set_minor_formatter(ticker.NullFormatter())  # in less than a decade they lie on each other
         for kind in FORMATS:
             content = io.BytesIO()
             figure.savefig(content, format=kind, dpi=150)

@@ -70,6 +70,8 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
             last, stopping = done == config.total_steps, stop.agreed(done)  # once: a signal may come at any line
             evaluating = marked or done % config.eval_every == 0
             saving = marked or stopping or done % config.checkpoint_every == 0
+            if evaluating or saving:
+                jax.block_until_ready(means)  # or their seconds would have the update's in them
             if pending and (evaluating or saving):
                 reporter.train(*pending)
                 pending = None
