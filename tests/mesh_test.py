@@ -24,8 +24,8 @@ OPTIMISED = "2,2,2"  # compiled as production runs are; the others are quicker t
 CLUSTERS = [(2, 4, "1,1,8", tuple(SAMPLERS)), (4, 2, "2,2,2", ("joint",))]
 
 
-def run_worker(jobs: list[tuple], *, processes: int = 1, devices: int = 8, optimised: bool = False) -> list:
-    """The results of jobs (see mesh_worker.py), as the first process has them."""
+def run_worker(jobs: list[tuple], *, processes: int = 1, devices: int = 8, **compiled) -> list:
+    """The results of jobs (see mesh_worker.py), as the first process has them; compiled: see tiny_runs.environment."""
     folder = Path(tempfile.mkdtemp())
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -34,7 +34,7 @@ def run_worker(jobs: list[tuple], *, processes: int = 1, devices: int = 8, optim
     workers = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(folder / "results.json"), json.dumps(jobs)], cwd=ROOT, text=True,
-            env=environment(devices, optimised=optimised, **cluster, **({"JAX_PROCESS_ID": str(i)} if cluster else {})),
+            env=environment(devices, **compiled, **cluster, **({"JAX_PROCESS_ID": str(i)} if cluster else {})),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for i in range(processes)
@@ -101,11 +101,12 @@ def test_processes_give_the_same_numbers_and_the_same_text(processes, devices, m
 
 def test_what_the_loss_reads_depends_on_seed_step_and_sample_alone(records):
     """Rows, noise, times and masks of 50 updates, by digest: 1, 2, 4, 8 devices; 1, 2, 4 processes; 1, 2, 4 parts.
-    Optimised, because with tiny_runs.QUICK_FLAGS the last bits of a normal draw differ from program to program."""
+    Compiled without XLA's fusions: in them (and with tiny_runs.QUICK_FLAGS) the last bit of a normal draw may differ
+    from program to program."""
 
     def digests(*runs: tuple, **where) -> list[str]:
         jobs = [("hashes", mesh, "joint", str(records), parts, *seed) for mesh, parts, *seed in runs]
-        return run_worker(jobs, optimised=True, **where)
+        return run_worker(jobs, quick="", **where)
 
     of_one, others = [("one", 1), ("one", 2), ("one", 4)], [("2,1,1", 2), ("1,4,1", 4), ("2,2,2", 1), ("8,1,1", 2)]
     *found, other = digests(*of_one, *others, ("one", 1, 67))

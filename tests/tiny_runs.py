@@ -93,13 +93,14 @@ run_main(__main__.main)
 """
 
 
-def environment(devices: int, *, optimised: bool = False, **more: str) -> dict[str, str]:
-    """The environment of a process with so many simulated devices; optimised: compiled as a user's run is."""
+def environment(devices: int, *, optimised: bool = False, quick: str = QUICK_FLAGS, **more: str) -> dict[str, str]:
+    """The environment of a process with so many simulated devices; optimised: compiled as a user's run is; quick: XLA's
+    flags for what is not."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     if optimised:
         more["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
     else:
-        flags += f" {QUICK_FLAGS}"
+        flags += f" {quick}"
     # Collectives wait for each other in threads of XLA, of which there must be enough: see launch/local.sh.
     threads = str(4 * devices)
     return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "NPROC": threads, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
