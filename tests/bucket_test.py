@@ -14,33 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
-from bucket_server import BucketServer, Requests
+from bucket_server import BUCKET, Requests
 from etils import epath
 from tiny_runs import ROOT, STOPPED, environment
 
 from colajax.data.records import Records, read_metadata
 from colajax.files import files_under
-from colajax.train.checkpoint import Checkpoints, latest_step, set_damaged_aside
+from colajax.train.checkpoint import Checkpoints, latest_step
 from colajax.train.state import TrainState
 from colajax.train.stored import open_arrays
 
-BUCKET = epath.Path("gs://bucket")
 LAST = 12  # steps of stage 1, which saves every 4
 STEPS = 8  # of stage 2
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    # No credentials of the machine that the tests run on, and none looked for in its network.
-    alone = {"CLOUDSDK_CONFIG": str(tmp_path_factory.mktemp("cloudsdk")), "GCE_METADATA_ROOT": "127.0.0.1:9",
-             "NO_GCE_CHECK": "true", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none"}  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        server = BucketServer()
-        patch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-        for name, value in (server.environment | alone).items():
-            patch.setenv(name, value)
-        yield server
-        server.close()
 
 
 def tool(name, *arguments):
@@ -199,59 +184,6 @@ def test_tasks_are_evaluated_in_a_bucket_and_go_on_there(server, tmp_path):
     assert local == {"settings.json", "tasks.json", "tasks.csv", "generations/mmlu.jsonl", "generations/squad.jsonl"}
     for name in local:
         assert (BUCKET / "scores" / name).read_bytes() == (tmp_path / name).read_bytes()
-
-
-def test_requests_of_a_save_and_of_a_start(server, capsys):
-    """They grow not with the step, and by two small ones with each checkpoint kept."""
-    state = lambda step: TrainState(jnp.int32(step), {"w": jnp.ones((4, 4))}, {}, {})  # noqa: E731
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
-    saves, starts = {}, {}
-    for step in range(1, 13):
-        checkpoints = Checkpoints(BUCKET / "counted", keep_every=1)
-        with Requests(server) as saving:
-            checkpoints.save(state(step), {})
-            checkpoints.close()
-        saves[step] = saving.count
-        with Requests(server) as starting:
-            set_damaged_aside(BUCKET / "counted")
-            assert latest_step(BUCKET / "counted") == step
-            again = Checkpoints(BUCKET / "counted", keep_every=1)
-            again.restore(step, like)
-        again.close()
-        starts[step] = starting.count
-    with capsys.disabled():
-        print(f"\nrequests of a save, by step: {saves}\nrequests of a start, by checkpoints kept: {starts}")
-    assert max(saves.values()) <= 140
-    assert abs(saves[12] - saves[2]) <= 10
-    assert starts[1] <= 90
-    assert starts[12] - starts[1] <= 3 * 11
-
-
-def test_a_damaged_checkpoint_is_set_aside_in_a_bucket(server, capsys):
-    state = lambda step: TrainState(jnp.int32(step), {"w": jnp.full((4, 4), step)}, {}, {})  # noqa: E731
-    checkpoints = Checkpoints(BUCKET / "flipped", keep_every=1)
-    for step in (1, 2):
-        checkpoints.save(state(step), {})
-    checkpoints.close()
-    newest = BUCKET / "flipped" / "checkpoints" / "2"
-    names = {str(file.relative_to(newest)) for file in files_under(newest)}
-    data = next(file for file in files_under(newest / "state" / "d"))
-    content = bytearray(data.read_bytes())
-    content[-20] ^= 1
-    data.write_bytes(content)
-    set_damaged_aside(BUCKET / "flipped")
-    said = f"{newest}: damaged ({data.relative_to(newest)} is not what was written); moved to gs://bucket/flipped/damaged/2-0"
-    assert said in capsys.readouterr().err
-    aside = BUCKET / "flipped" / "damaged" / "2-0"
-    assert {str(file.relative_to(aside)) for file in files_under(aside)} == names
-    assert latest_step(BUCKET / "flipped") == 1
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
-    again = Checkpoints(BUCKET / "flipped", keep_every=1)
-    np.testing.assert_array_equal(again.restore(1, like).params["w"], 1)
-    again.save(state(2), {})
-    again.close()
-    set_damaged_aside(BUCKET / "flipped")
-    assert latest_step(BUCKET / "flipped") == 2
 
 
 def test_requests_of_records_do_not_grow_with_shards(server, corpus, capsys):

@@ -10,6 +10,7 @@ import pytest
 import shape_names
 import slurm_cluster
 import tiny_runs
+from bucket_server import BucketServer
 from launching import make_desk
 
 from colajax.data.jsonl import write_jsonl
@@ -91,6 +92,27 @@ def alone(tmp_path_factory, records):
     workdir = tmp_path_factory.mktemp("alone") / "vae"
     tiny_runs.train_alone("vae", workdir, records)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """One for all: clients keep the address that they found first."""
+    server = BucketServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def server(bucket_server, tmp_path_factory):
+    """A bucket server, which clients in this process and those that it starts take for Google's."""
+    # No credentials of the machine that the tests run on, and none looked for in its network.
+    alone = {"CLOUDSDK_CONFIG": str(tmp_path_factory.mktemp("cloudsdk")), "GCE_METADATA_ROOT": "127.0.0.1:9",
+             "NO_GCE_CHECK": "true", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none"}  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+        for name, value in (bucket_server.environment | alone).items():
+            patch.setenv(name, value)
+        yield bucket_server
 
 
 @pytest.fixture

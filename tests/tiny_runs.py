@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_models
-from etils import epath
 
 from colajax.stages import STAGES
 from colajax.stages.joint import JointStage
-from colajax.train.checkpoint import FOLDER
+from colajax.train.checkpoint import step_folder
 from colajax.train.config import load_config
 from colajax.train.digests import write_digests
 from colajax.train.stored import open_arrays
@@ -119,7 +118,7 @@ def changed_arrays(workdir):
     """The parameters of a run's latest checkpoint as arrays to be written to; its digests are of what they are then."""
     step, params = open_arrays(workdir, write=True)
     yield params
-    write_digests(epath.Path(workdir) / FOLDER / str(step))
+    write_digests(step_folder(workdir, step))
 
 
 def read_metrics(workdir) -> list[dict]:

@@ -13,10 +13,12 @@ from colajax.sampling.settings import SamplingSettings
 from colajax.stories.checker import check_story
 from colajax.train.metrics import read_lines
 
-# Rows of the table: what the run's last evaluation calls it, and what a reader should.
-ACCURACY = {"ar": "held-out accuracy of the next token", "llada": "held-out accuracy of masked tokens"}
+# Rows of the table: what the run's last evaluation calls it, and what a reader should; its accuracy by stage.
+ACCURACY = {
+    "joint": "held-out reconstruction from sampled latents", "ar": "held-out accuracy of the next token",
+    "llada": "held-out accuracy of masked tokens",
+}  # fmt: skip
 FROM_TRAINING = (
-    ("accuracy", "held-out reconstruction from sampled latents"),  # or ACCURACY's, by stage
     ("log_snr", "logSNR of the latents"),
     ("mean_variance", "variance of the mean across tokens (collapsed: 0)"),
     ("skill", "skill of the prior"),
@@ -46,9 +48,8 @@ def evaluate_held_out(
     held_out, training = Records.open(records, "validation"), Records.open(records, "train")
     check_tokenizer(held_out.metadata, run.tokenizer)
     report = _last_report(workdir, run.step)
-    labels = dict(FROM_TRAINING)
-    labels["accuracy"] = ACCURACY.get(run.config["stage"], labels["accuracy"])
-    rows = [(label, report[name]) for name, label in labels.items() if report.get(name) is not None]
+    labelled = (("accuracy", ACCURACY[run.config["stage"]]), *FROM_TRAINING)
+    rows = [(label, report[name]) for name, label in labelled if report.get(name) is not None]
 
     block = run.sampler.block_tokens
     prefixes = cont.held_out_prefixes(held_out, count, shortest=2 * block, rest=block)

@@ -14,7 +14,7 @@ from colajax.files import check_writable, whole
 from colajax.hf import layout, names
 from colajax.hf.export import IMPORTED
 from colajax.stages import stage_of
-from colajax.train.checkpoint import FOLDER
+from colajax.train.checkpoint import step_folder
 from colajax.train.digests import write_digests
 from colajax.train.optimizer import optimizer_of
 from colajax.train.state import state_shapes
@@ -77,7 +77,7 @@ def make_run(
         partial.mkdir()
         create_zeros(partial, dataclasses.replace(shapes, step=step))
         write(partial)
-        write_digests(partial / FOLDER / str(step))
+        write_digests(step_folder(partial, step))
         (partial / f"tokenizer{tokenizer.path.suffix}").write_bytes(tokenizer.path.read_bytes())
         facts = {"tokenizer": tokenizer.digest}
         (partial / "config.json").write_text(json.dumps({**config.to_dict(), "facts": facts}, indent=2) + "\n")

@@ -28,26 +28,21 @@ def draw(folder: epath.Path, collected: Collected) -> list[epath.Path]:
     """Writes FOLDER/scaling.png, .svg by the compute axis and scaling_exact.png, .svg by exact EFLOPs. Raises UserError
     where matplotlib is not installed."""
     try:
-        from matplotlib import ticker
-        from matplotlib.figure import Figure
+        from matplotlib import figure, ticker
     except ImportError:
         raise UserError("plot: needs matplotlib; pip install 'colajax[plot]'") from None
     written = []
     for axis, name in FILES.items():
-        figure = _figure(Figure, collected, axis)
-        for panel in figure.axes:
-            panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-            panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-            panel.xaxis.set_minor_formatter(ticker.NullFormatter())  # in less than a decade they lie on each other
+        drawn = _figure(figure.Figure, ticker, collected, axis)
         for kind in FORMATS:
             content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=150)
+            drawn.savefig(content, format=kind, dpi=150)
             written.append(folder / f"{name}.{kind}")
             write_whole(written[-1], content.getvalue())
     return written
 
 
-def _figure(make, collected: Collected, axis: str):
+def _figure(make, ticker, collected: Collected, axis: str):
     points, tasks = collected.points, tasks_of(collected.points)
     rows = math.ceil(len(tasks) / PANELS)
     figure = make(figsize=(4 * PANELS, 2.9 * rows + 1.2), layout="constrained")
@@ -58,6 +53,9 @@ def _figure(make, collected: Collected, axis: str):
         title = TASKS[task].title if task in TASKS else "mean of the tasks"
         panel.set_title(title, fontweight="bold" if task == "mean" else None)
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())  # within one decade they would lie on each other
         top = max(panel.get_ylim()[1], 1.0)
         panel.set_ylim(-0.03 * top, top)  # a marker at 0 is seen whole
         panel.set_ylabel("accuracy, %")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from etils import epath
 
 from colajax.errors import UserError
-from colajax.train.checkpoint import FOLDER
+from colajax.train.checkpoint import step_folder
 from colajax.train.config import changed
 
 
@@ -38,7 +38,7 @@ def check_kept(workdir: epath.Path, config, steps: tuple[int, ...], start: int) 
     """Raises UserError on a budget that the run in `workdir`, at step `start`, has passed without keeping its
     checkpoint."""
     for budget, step in zip(config.budgets, steps, strict=True):
-        if step < start and not (workdir / FOLDER / str(step) / "state").exists():
+        if step < start and not (step_folder(workdir, step) / "state").exists():
             raise UserError(
                 f"config.budgets: {budget:g} EFLOPs are step {step:,}, of which the run in {workdir}, at step "
                 f"{start:,}, has kept no checkpoint; leave it out"

@@ -2,6 +2,7 @@
 only where every file is as it was written (`digests`)."""
 
 import contextlib
+import itertools
 import math
 import re
 import sys
@@ -23,6 +24,11 @@ ASIDE = "damaged"  # folder of a workdir for checkpoints that are not what was w
 LATEST = 2  # checkpoints that are kept whatever their step
 SMALL_LAYER = 4 * 2**20  # bytes; smaller ones are stored together, as small files are slow
 SMALL_SLICE = 2**20  # bytes; devices that hold the same array share the writing, unless a share would be smaller
+
+
+def step_folder(workdir, step: int) -> epath.Path:
+    """Where the checkpoint of a step lies."""
+    return epath.Path(workdir) / FOLDER / str(step)
 
 
 def _as_tree(state: TrainState) -> dict:
@@ -111,7 +117,7 @@ def set_damaged_aside(workdir: epath.Path) -> None:
         raise UserError(f"{workdir / FOLDER}: every checkpoint is damaged ({said}); copy one again")
     for old, reason in damaged.items():
         aside = _move_aside(workdir, old)
-        _warn(f"{workdir / FOLDER / str(old)}: damaged ({reason}); moved to {aside}")
+        _warn(f"{step_folder(workdir, old)}: damaged ({reason}); moved to {aside}")
 
 
 def _warn(line: str) -> None:
@@ -119,7 +125,8 @@ def _warn(line: str) -> None:
 
 
 def _damage(workdir, step: int) -> str | None:
-    folder = epath.Path(workdir) / FOLDER / str(step)
+    """What is wrong with a checkpoint, or None; one that nothing can be said of is taken, and that is said."""
+    folder = step_folder(workdir, step)
     if has_digests(folder):
         return damage_of(folder)
     if not (folder / "state").is_dir():
@@ -129,10 +136,9 @@ def _damage(workdir, step: int) -> str | None:
 
 
 def _move_aside(workdir: epath.Path, step: int) -> epath.Path:
-    source, parent = workdir / FOLDER / str(step), workdir / ASIDE
-    taken = {path.name for path in parent.iterdir()} if parent.exists() else set()
-    number = next(n for n in range(len(taken) + 1) if f"{step}-{n}" not in taken)
-    target = parent / f"{step}-{number}"
+    """Gives a checkpoint's files a folder of their own in WORKDIR/damaged: STEP-0, or the next that is not taken."""
+    source, parent = step_folder(workdir, step), workdir / ASIDE
+    target = next(place for n in itertools.count() if not (place := parent / f"{step}-{n}").exists())
     target.mkdir(parents=True)
     for file in files_under(source):
         place = target / file.relative_to(source)
@@ -147,7 +153,7 @@ def _whole_steps(workdir) -> Iterator[int]:
     """The newest first: in a bucket each is asked for by requests of its own."""
     folder = epath.Path(workdir) / FOLDER
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
-    return (step for step in sorted(steps, reverse=True) if _is_whole(folder / str(step)))
+    return (step for step in sorted(steps, reverse=True) if _is_whole(step_folder(workdir, step)))
 
 
 def _is_whole(path: epath.Path) -> bool:
@@ -159,13 +165,13 @@ def checkpoint_step(workdir, step: int | None = None) -> int:
     latest = latest_step(workdir)
     if latest is None:
         raise UserError(f"{workdir}: no checkpoint under {FOLDER}/; let the training save one first")
-    if step is not None and not _is_whole(epath.Path(workdir) / FOLDER / str(step)):
+    if step is not None and not _is_whole(step_folder(workdir, step)):
         raise UserError(f"{workdir}: no checkpoint of step {step}; the latest is {latest}")
     return latest if step is None else step
 
 
 def whole_step(workdir, step: int | None = None) -> int:
-    """The same, of a checkpoint that is as it was written: UserError on another."""
+    """As `checkpoint_step`, of a checkpoint that is as it was written. Raises UserError on one that is damaged too."""
     step = checkpoint_step(workdir, step)
     if reason := _damage(workdir, step):
         raise _damaged(workdir, step, reason)
@@ -188,7 +194,7 @@ def reading(workdir, step: int) -> Iterator[None]:
 def _damaged(workdir, step: int, reason: str) -> UserError:
     older = next((other for other in _whole_steps(workdir) if other < step), None)
     instead = "copy it again" if older is None else f"remove it to go on from the next older one, {older}"
-    return UserError(f"{epath.Path(workdir) / FOLDER / str(step)}: damaged ({reason}); {instead}")
+    return UserError(f"{step_folder(workdir, step)}: damaged ({reason}); {instead}")
 
 
 def _of_storage(error: Exception) -> bool:

@@ -54,12 +54,14 @@ def damage_of(folder: epath.Path) -> str | None:
 
 
 def _digest_of(value) -> str:
+    """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(folder: epath.Path) -> dict[str, str]:
-    files = {str(file.relative_to(folder)): file for file in files_under(folder)}
-    files = {name: file for name, file in files.items() if name not in NO_STATE}
+    """{name: SHA-256} of what is in the folder, but for NO_STATE."""
+    found = {str(file.relative_to(folder)): file for file in files_under(folder)}
+    files = {name: found[name] for name in found.keys() - set(NO_STATE)}
     with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(files, pool.map(_digest, files.values()), strict=True))
 

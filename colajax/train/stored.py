@@ -14,7 +14,7 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.files import absolute, in_bucket
-from colajax.train.checkpoint import FOLDER, checkpoint_step, reading, whole_step
+from colajax.train.checkpoint import FOLDER, checkpoint_step, reading, step_folder, whole_step
 from colajax.train.state import TrainState
 
 ORBAX = "0.12.8"  # whose layout of a checkpoint this file knows
@@ -28,7 +28,7 @@ def open_arrays(workdir, step: int | None = None, *, part: str = "params", write
     """One part of the TrainState in a run's checkpoint, as a tree of opened arrays, with its step (the latest by
     default). Errors as in `checkpoint.whole_step`; write: its digests are not compared, and to be written anew."""
     step = checkpoint_step(workdir, step) if write else whole_step(workdir, step)
-    state = absolute(workdir) / FOLDER / str(step) / "state"
+    state = absolute(step_folder(workdir, step)) / "state"
     base = f"{state}/" if in_bucket(state) else {"driver": "file", "path": f"{state}/"}
     driver, paths = _layout(state)
     tree: dict = {}
