@@ -96,7 +96,7 @@ class Reporter:
         self.close()
         self._run.checkpoints.close()
         latest = latest_step(self._run.workdir)
-        kept = "there is no checkpoint" if latest is None else f"the last checkpoint is of step {latest}, and finite"
+        kept = "there is no checkpoint" if latest is None else f"the last checkpoint is of step {latest}"
         raise UserError(f"{self._run.workdir}: {reason}; {kept}; try a lower learning rate in a new --workdir")
 
     def close(self) -> None:
