@@ -23,7 +23,7 @@ case "$1" in
             exit 2
         fi
         # A worker without its TPU is to fail, and not to train on its CPU.
-        JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}" setsid nohup "$@" >>train.log 2>&1 </dev/null &
+        JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}" setsid nohup bash launch/supervise.sh "$@" >>train.log 2>&1 </dev/null &
         echo $! >train.pid
         ;;
     status)

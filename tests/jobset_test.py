@@ -57,7 +57,7 @@ def test_the_jobset_is_what_its_schema_says(desk, jobset_schema, topology, slice
         "cloud.google.com/gke-tpu-topology": topology.split(":")[1],
     }
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
-    assert container["command"] == ["python", *TRAINING, '--config.note=a "b" \\c']
+    assert container["command"] == ["bash", "launch/supervise.sh", "python", *TRAINING, '--config.note=a "b" \\c']
     assert "@" not in yaml.dump(jobset)
 
 

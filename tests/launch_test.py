@@ -64,7 +64,9 @@ def test_a_dry_run_prints_exactly_what_is_run(desk, command):
             env=os.environ | {"PATH": f"{desk}/bin:{os.environ['PATH']}", "RECORDED": str(desk / "recorded"),
                               "SLURM_JOB_ID": "7"},
         )  # fmt: skip
-        assert commands[1:] == recorded(desk)
+        [([*supervised, _, _], _), started] = recorded(desk)
+        assert supervised == ["python", "-c"]  # how far the run has come
+        assert commands[1:] == [(["bash", "launch/supervise.sh", *started[0]], "")]
     else:
         assert commands == recorded(desk)
     assert len(commands) > 0

@@ -32,6 +32,7 @@ job() {
     need_topology
     need_number max_restarts
     training_command python
+    training=(bash launch/supervise.sh "${training[@]}")
     need_bucket
 }
 
