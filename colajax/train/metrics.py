@@ -1,7 +1,6 @@
 """What a run reports: the progress line, TensorBoard, and metrics.jsonl."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 
@@ -11,15 +10,7 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.files import write_whole
-
-# tensorboardX imports torch where it finds it, to take its tensors; there are none here, and it takes seconds.
-_hidden = "torch" not in sys.modules
-if _hidden:
-    sys.modules["torch"] = None
-from tensorboardX import SummaryWriter  # noqa: E402
-
-if _hidden:
-    del sys.modules["torch"]
+from colajax.train.board import Board
 
 # Dense bfloat16 peak of one chip (jax device), FLOP/s, by a part of its device_kind; the makers' data sheets.
 PEAK_FLOPS = (
@@ -51,15 +42,17 @@ def _seconds(call) -> float:
 
 
 class Lines:
-    """A file of JSON objects, one a line, whole at every `flush`. What a run wrote before is kept, but for lines that
-    do not hold (`keep`), and a last one that was cut."""
+    """A file of JSON objects, one a line, whole at every `flush`. What a run wrote before is kept, but for a last line
+    that was cut."""
 
-    def __init__(self, path: epath.Path, keep: Callable[[dict], bool] = lambda line: True):
-        self._path = path
-        self._lines = [line for line in read_lines(path) if keep(line)]
+    def __init__(self, path: epath.Path):
+        self._path, self._lines = path, read_lines(path)
 
     def add(self, line: dict) -> None:
         self._lines.append(line)
+
+    def drop(self, dropped: Callable[[dict], bool]) -> None:
+        self._lines = [line for line in self._lines if not dropped(line)]
 
     def flush(self) -> None:
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
@@ -82,29 +75,35 @@ def read_lines(path: epath.Path) -> list[dict]:
 
 
 class MetricsWriter:
-    """Scalars to TensorBoard at once, and to workdir/metrics.jsonl at every `flush`.
+    """Scalars to TensorBoard, and to workdir/metrics.jsonl at every `flush`.
 
     The loop flushes before it saves a checkpoint; a run that goes on from step n drops the lines after n and writes
     them again, so the file reads as if nothing had happened. Speed is not a function of the run: it is in TensorBoard
     and, with the times of day, in workdir/timeline.jsonl, from which nothing is dropped."""
 
     def __init__(self, workdir: epath.Path, step: int):
-        self._lines = Lines(workdir / "metrics.jsonl", keep=lambda line: line["step"] <= step)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=20)
+        self._lines, self._folder = Lines(workdir / "metrics.jsonl"), workdir / "tensorboard"
+        self._begin_at(step)
+
+    def _begin_at(self, step: int) -> None:
+        self._lines.drop(lambda line: line["step"] > step)
+        self._board = Board(self._folder, step)
+
+    def go_back(self, step: int) -> None:
+        """What was written of later steps is not of the run."""
+        self._board.close()
+        self._begin_at(step)
 
     def write(self, step: int, kind: str, scalars: dict[str, float]) -> None:
         """kind: "train" or "eval"."""
-        for name, value in scalars.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._board.add(step, {f"{kind}/{name}": value for name, value in scalars.items()})
         self._lines.add({"step": step, "kind": kind, **scalars})
 
     def board_only(self, step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self._board.add_scalar(f"speed/{name}", value, step)
+        self._board.add(step, {f"speed/{name}": value for name, value in scalars.items()})
 
     def flush(self) -> None:
         self._lines.flush()
-        self._board.flush()
 
     def close(self) -> None:
         self.flush()
@@ -118,10 +117,10 @@ class Speed:
 
     def __init__(self, step: int, total_steps: int):
         self._peak, self._total = peak_flops(), total_steps
-        self._start_again(step, time.perf_counter())
+        self.start_again(step)
 
-    def _start_again(self, step: int, now: float) -> None:
-        self._step, self._time, self.flops, self.data_wait = step, now, 0.0, 0.0
+    def start_again(self, step: int) -> None:
+        self._step, self._time, self.flops, self.data_wait = step, time.perf_counter(), 0.0, 0.0
 
     def pause(self, seconds: float) -> None:
         """Takes time out of the account that was not spent training (an evaluation)."""
@@ -137,7 +136,7 @@ class Speed:
             "data_wait_seconds": self.data_wait,
             "eta_seconds": (self._total - step) * seconds / max(steps, 1),
         }
-        self._start_again(step, now)
+        self.start_again(step)
         return report
 
 
