@@ -151,11 +151,12 @@ def _clear_abandoned(path: epath.Path) -> None:
         if not (found.name.startswith(mine) and number.isdecimal()):
             continue
         # This process' own number: a container that is started again has the name and the number it had before.
-        if int(number) == os.getpid() or not _runs(int(number)):
+        if int(number) == os.getpid() or not process_runs(int(number)):
             _remove(found)
 
 
-def _runs(process: int) -> bool:
+def process_runs(process: int) -> bool:
+    """Whether a process of this machine has this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
