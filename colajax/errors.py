@@ -1,5 +1,6 @@
 """The one exception for a user's mistake, and how a command line ends: on it, on what the outside does, on a signal."""
 
+import errno
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import sys
 import traceback
 import urllib.parse
 from collections.abc import Callable
+from typing import TextIO
 
 
 class UserError(Exception):
@@ -14,6 +16,20 @@ class UserError(Exception):
 
     The message is one line: the file, record or config key, what was expected, and what to do.
     """
+
+
+def tell(line: str, stream: TextIO | None = None) -> None:
+    """Prints a line; a disk that is full, to which the output goes, is no reason to end."""
+    try:
+        print(line, file=stream or sys.stdout, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+
+
+def warn(line: str) -> None:
+    """Tells of what went wrong and was dealt with."""
+    tell(f"WARNING: {line}", sys.stderr)
 
 
 class _Terminated(BaseException):

@@ -42,6 +42,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_rows = 1408
     # EFLOPs (6 N tokens) at which a checkpoint is kept for good and evaluated; total_steps 0: up to the last of them.
     config.budgets = ()
+    # An update is skipped where its loss or gradient is no number, or so many standard deviations above the mean of the
+    # last 128 (0: no bound); after so many skipped in a row the run goes back to a checkpoint, past their batches.
+    config.spike_sigmas = 0.0
+    config.skips_in_a_row = 10
 
     # Every option of the model; the defaults are the released one (colajax/models/config.py).
     config.vae = ConfigDict(dataclasses.asdict(VAEConfig()))

@@ -1,6 +1,8 @@
 """Checkpoints that are not what was written: every file of one, damaged in every way; one of an older version."""
 
+import contextlib
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -163,3 +165,44 @@ def test_a_format_to_come_is_refused(saved, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": FORMAT + 1}))
     with pytest.raises(UserError, match=f"digests.json: format {FORMAT + 1}; this version of colajax reads {FORMAT}"):
         set_damaged_aside(workdir)
+
+
+@contextlib.contextmanager
+def small_files(most: int):
+    """What this process writes into one file ends at so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_one_that_cannot_be_saved_costs_no_more_than_itself(tmp_path, capsys):
+    """A real refusal of the kernel, in the background or at once; the next one is saved, and the one before kept."""
+    workdir = epath.Path(tmp_path / "run")
+    checkpoints = Checkpoints(workdir, keep_every=100)
+    checkpoints.save(state_at(3), {})
+    checkpoints.wait()
+    with small_files(200):
+        checkpoints.save(state_at(6), {})
+        checkpoints.wait()
+    assert f"WARNING: {workdir}/checkpoints/6: not saved (" in capsys.readouterr().err
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["3"]
+    assert_state(workdir, 3)
+    checkpoints.save(state_at(9), {})
+    checkpoints.close()
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "9"]
+    assert_state(workdir, 9)
+
+
+def test_a_run_whose_last_one_cannot_be_saved_does_not_end_well(tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    checkpoints = Checkpoints(workdir, keep_every=100)
+    checkpoints.save(state_at(3), {})
+    checkpoints.wait()
+    with small_files(200):
+        checkpoints.save(state_at(6), {})
+        with pytest.raises(UserError, match="the checkpoint of step 6 could not be saved; make room"):
+            checkpoints.close()
+    assert_state(workdir, 3)

@@ -36,7 +36,7 @@ from colajax.stages.llada import LLaDAStage
 from colajax.train.config import load_config
 from colajax.train.optimizer import make_optimizer, optimizer_of
 from colajax.train.state import TrainState, abstract_state, fresh_state
-from colajax.train.step import batch_gradients, make_train_step
+from colajax.train.step import batch_gradients, make_train_step, watched
 
 STEPS = 50
 layers.UNROLLED_LAYERS = 0  # as for tall stacks; and there is less to compile
@@ -100,7 +100,8 @@ def update(mesh, reduction: str) -> str:
     tokens = 1 + rng.choice(len(share), (config.batch_size, config.sequence_length), p=share / share.sum())
     tokens = tokens.astype(np.int32)[local_rows(mesh, config.batch_size)]
     step = make_train_step(stage, optimizer, like, seed=1, parts=1, reduction=reduction)
-    state, _ = step(state, global_batch(mesh, tokens, config.batch_size), stage.groups)
+    limits = dict.fromkeys(watched(stage, stage.groups), np.float32(np.inf))
+    state, _ = step(state, global_batch(mesh, tokens, config.batch_size), np.int32(0), limits, stage.groups)
     moments = [slots for slots in jax.tree.leaves(whole(state.opt_state), is_leaf=is_adam) if is_adam(slots)]
     flat, _ = jax.flatten_util.ravel_pytree([slots.mu for slots in moments])
     return base64.b64encode(np.asarray(flat / (1 - config.optimizer.b1), np.float32)).decode()

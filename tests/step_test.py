@@ -17,7 +17,7 @@ from colajax.stages.joint import JointStage
 from colajax.stages.llama import LlamaStage
 from colajax.train.optimizer import make_optimizer
 from colajax.train.state import TrainState
-from colajax.train.step import batch_gradients, loss_and_means, make_train_step
+from colajax.train.step import batch_gradients, loss_and_means, make_train_step, watched
 
 MESH = make_mesh(ONE_DEVICE, jax.devices()[:1])
 
@@ -216,7 +216,8 @@ def run_steps(stage, config, count, params=None, start=0, frozen=None):
     state = jax.device_put(before, replicated(MESH))
     step = make_train_step(stage, optimizer, state, seed=config.seed, parts=config.accumulation_steps)
     for n in range(start, start + count):
-        state, means = step(state, jnp.asarray(make_tokens(n)), stage.trainable(n))
+        limits = dict.fromkeys(watched(stage, stage.trainable(n)), np.float32(np.inf))
+        state, means = step(state, jnp.asarray(make_tokens(n)), np.int32(n), limits, stage.trainable(n))
     return before, jax.tree.map(np.asarray, state), means
 
 

@@ -46,8 +46,12 @@ class Loader:
     def batch(self, step: int, rows: Sequence[int] | None = None) -> np.ndarray:
         """The batch for the update from `step` to step + 1, or these rows of it and no others read: int32
         [rows, sequence_length]."""
+        return self.records.read(self.rows_of(step, rows))
+
+    def rows_of(self, step: int, rows: Sequence[int] | None = None) -> list[int]:
+        """Which rows of the split these are."""
         rows = range(self._batch_size) if rows is None else rows
-        return self.records.read([self._order[step * self._batch_size + int(row)] for row in rows])
+        return [int(self._order[step * self._batch_size + int(row)]) for row in rows]
 
     def iterate(self, start_step: int, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
         """batch(start_step, rows), batch(start_step + 1, rows), ..., read ahead by a few threads."""

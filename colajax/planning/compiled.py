@@ -12,7 +12,7 @@ from colajax.planning.schedule import Schedule, read_schedule
 from colajax.planning.topology import out_of_memory
 from colajax.train.optimizer import Optimizer
 from colajax.train.state import TrainState
-from colajax.train.step import make_train_step
+from colajax.train.step import make_train_step, watched
 
 
 class CompiledStep(NamedTuple):
@@ -34,7 +34,9 @@ def compile_step(config, stage, optimizer: Optimizer, state: TrainState) -> Comp
     step = make_train_step(
         stage, optimizer, state, seed=config.seed, parts=config.accumulation_steps, reduction=config.gradient_reduction
     )
-    lowered = step.lower(state, tokens, stage.trainable(0))
+    trainable = stage.trainable(0)
+    limits = dict.fromkeys(watched(stage, trainable), jax.ShapeDtypeStruct((), jnp.float32))
+    lowered = step.lower(state, tokens, jax.ShapeDtypeStruct((), jnp.int32), limits, trainable)
     memory, began = state_bytes(state), time.perf_counter()
     try:
         compiled = lowered.compile()

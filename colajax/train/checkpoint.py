@@ -3,21 +3,24 @@ only where every file is as it was written (`digests`)."""
 
 import contextlib
 import itertools
+import logging
 import math
 import re
-import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from colajax.errors import UserError, refusal_of
-from colajax.files import absolute, files_under, in_bucket, move
-from colajax.parallel.agreement import from_first
-from colajax.train.digests import damage_of, has_digests, write_digests
+from colajax.errors import UserError, refusal_of, warn
+from colajax.files import absolute, files_under, in_bucket, move, read_json
+from colajax.parallel.agreement import from_first, share_errors
+from colajax.train.digests import METADATA, damage_of, has_digests, write_digests
 from colajax.train.state import TrainState
+
+# Of a save that fails it tells every task, with its traceback; what is to be said of it is said here, in a line.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 FOLDER = "checkpoints"
 ASIDE = "damaged"  # folder of a workdir for checkpoints that are not what was written
@@ -51,6 +54,7 @@ class Checkpoints:
     def __init__(self, workdir, *, keep_every: int, budgets: tuple[int, ...] = ()):
         """keep_every, budgets: steps whose checkpoints are kept for good."""
         self._workdir, self._saving = workdir, 0
+        self._lost = False  # whether the last one could not be saved
         # Each share of another shape is a small program to compile, at the first save.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALL_SLICE)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -76,16 +80,16 @@ class Checkpoints:
 
     def save(self, state: TrainState, facts: dict) -> None:
         """Starts saving in the background; the state's arrays are copied before this returns. A step that is there
-        already is left as it is. facts: JSON values that the checkpoint is to say of itself (Orbax's
-        custom_metadata)."""
+        already is left as it is. What cannot be saved, as on a full disk, is said, here or at the next save, and costs
+        no more than itself. facts: JSON values that the checkpoint is to say of itself (Orbax's custom_metadata)."""
         step = int(state.step)
+        self.wait()  # the one before has its own number
         if step not in self._manager.all_steps():
             tree = _as_tree(state)
             by_layer = jax.tree_util.tree_map_with_path(_layer_by_layer, tree)
             arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(tree, save_args=by_layer))
-            self._manager.wait_until_finished()  # the one before has its own number
-            self._saving = step
-            self._manager.save(step, args=arguments, custom_metadata=facts)
+            self._saving, self._lost = step, False
+            self._try(lambda: self._manager.save(step, args=arguments, custom_metadata=facts))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, whatever mesh it was saved on, laid out as `like` (see `state.abstract_state`)."""
@@ -93,15 +97,69 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=_restore(_as_tree(like))))
         return TrainState(**restored["state"])
 
+    def facts(self, step: int) -> dict:
+        """What the checkpoint of `step` says of itself."""
+        return read_json(step_folder(self._workdir, step) / METADATA).get("custom_metadata") or {}
+
+    def wait(self) -> None:
+        """Until what was begun is on disk, or cannot be."""
+        self._try(self._manager.wait_until_finished)
+
+    def _try(self, saving: Callable[[], None]) -> None:
+        """A part of a save, in every process; where it fails in one, that is said, and what there is of it removed."""
+
+        def refused():
+            try:
+                saving()
+            except Exception as error:
+                if not (refusal_of(error) or _of_storage(error)):
+                    raise
+                raise UserError(refusal_of(error) or _said(error)) from None
+
+        try:
+            share_errors(refused)
+        except UserError as error:
+            self._lost, reason = True, str(error)
+            from_first(lambda: self._clear(reason))
+
+    def _clear(self, reason: str) -> None:
+        latest = latest_step(self._workdir)
+        kept = "there is none" if latest is None else f"the last one is of step {latest}"
+        warn(f"{step_folder(self._workdir, self._saving)}: not saved ({reason}); {kept}")
+        for path in (absolute(self._workdir) / FOLDER).iterdir():
+            if path.name.partition(".")[0] == str(self._saving) and not _is_whole(path):
+                with contextlib.suppress(OSError):
+                    path.rmtree()
+
+    def reload(self) -> None:
+        """To be called after checkpoints were moved."""
+        self._manager.reload()
+
     def close(self) -> None:
-        """Waits until everything that was begun is on disk."""
-        self._manager.wait_until_finished()
+        """Raises UserError where the last checkpoint could not be saved."""
+        self.wait()
         self._manager.close()
+        if self._lost:
+            raise UserError(
+                f"{self._workdir}: the checkpoint of step {self._saving} could not be saved; make room, and the same "
+                f"command goes on from the last one"
+            )
 
 
 def latest_step(workdir) -> int | None:
     """The last whole checkpoint of a run, or None where there is none yet."""
     return next(_whole_steps(workdir), None)
+
+
+def previous_step(workdir, step: int) -> int | None:
+    """The last whole checkpoint of a run before that of `step`, or None where there is none."""
+    return next((other for other in _whole_steps(workdir) if other < step), None)
+
+
+def set_aside(workdir: epath.Path, after: int) -> None:
+    """Moves the checkpoints of later steps to WORKDIR/damaged, and says so; to be called in one process."""
+    for step in [step for step in _whole_steps(workdir) if step > after]:
+        warn(f"{step_folder(workdir, step)}: moved to {_move_aside(workdir, step)}")
 
 
 def set_damaged_aside(workdir: epath.Path) -> None:
@@ -117,11 +175,7 @@ def set_damaged_aside(workdir: epath.Path) -> None:
         raise UserError(f"{workdir / FOLDER}: every checkpoint is damaged ({said}); copy one again")
     for old, reason in damaged.items():
         aside = _move_aside(workdir, old)
-        _warn(f"{step_folder(workdir, old)}: damaged ({reason}); moved to {aside}")
-
-
-def _warn(line: str) -> None:
-    print(f"WARNING: {line}", file=sys.stderr, flush=True)
+        warn(f"{step_folder(workdir, old)}: damaged ({reason}); moved to {aside}")
 
 
 def _damage(workdir, step: int) -> str | None:
@@ -131,7 +185,7 @@ def _damage(workdir, step: int) -> str | None:
         return damage_of(folder)
     if not (folder / "state").is_dir():
         return "state is missing"
-    _warn(f"{folder}: without digests, so that damage cannot be told")
+    warn(f"{folder}: without digests, so that damage cannot be told")
     return None
 
 
@@ -187,12 +241,17 @@ def reading(workdir, step: int) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UserError) or refusal_of(error) or not _of_storage(error):
             raise
-        reason = " ".join(str(error).partition("[tensorstore_spec")[0].split())[:300]
-        raise _damaged(workdir, step, f"{type(error).__name__}: {reason}") from None
+        raise _damaged(workdir, step, _said(error)) from None
+
+
+def _said(error: Exception) -> str:
+    """What TensorStore says, but for the arrays it says it of."""
+    reason = " ".join(str(error).partition("[tensorstore_spec")[0].split())[:300]
+    return f"{type(error).__name__}: {reason}"
 
 
 def _damaged(workdir, step: int, reason: str) -> UserError:
-    older = next((other for other in _whole_steps(workdir) if other < step), None)
+    older = previous_step(workdir, step)
     instead = "copy it again" if older is None else f"remove it to go on from the next older one, {older}"
     return UserError(f"{step_folder(workdir, step)}: damaged ({reason}); {instead}")
 

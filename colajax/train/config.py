@@ -29,7 +29,8 @@ from colajax.train.kept import NULLABLE, defaults_of, nullable_of, read_kept
 # Keys that say where and how often, not what is computed; they may differ when a run goes on.
 OPERATIONAL = (
     "records", "init_from", "init_step", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_every",
-    "budgets", "remat", "accumulation_steps", "gradient_reduction", "compute_params",
+    "budgets", "remat", "accumulation_steps", "gradient_reduction", "compute_params", "spike_sigmas",
+    "skips_in_a_row",
     *(f"mesh.{axis}" for axis in AXES),
 )  # fmt: skip
 _ABSENT = object()

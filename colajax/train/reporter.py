@@ -1,18 +1,22 @@
 """What a run tells while it trains: lines for people, TensorBoard, metrics.jsonl and timeline.jsonl."""
 
 import contextlib
+import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 
-from colajax.errors import UserError
+from colajax.errors import UserError, tell, warn
+from colajax.files import write_whole
 from colajax.parallel.processes import is_first
 from colajax.train.checkpoint import latest_step
 from colajax.train.metrics import Lines, MetricsWriter, Speed, progress_line
 from colajax.train.setup import Run
+from colajax.train.updates import Applied, Skipped
+
+SKIPPED = "skipped"  # folder of a workdir: what there is to know of the updates that were not applied
 
 
 class Reporter:
@@ -20,6 +24,7 @@ class Reporter:
 
     def __init__(self, run: Run, config):
         self._run, self._stage, self._total, self._batch_size = run, run.stage, config.total_steps, config.batch_size
+        self._log_every, self._most_in_a_row = config.log_every, config.skips_in_a_row
         self._tokens = config.batch_size * config.sequence_length
         self._speed = Speed(run.start, config.total_steps)
         self._writer = self._timeline = None
@@ -36,40 +41,73 @@ class Reporter:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._timeline.add({"time": now, "event": event, "step": step, **facts})
 
-    def waited_for_data(self, seconds: float) -> None:
-        self._speed.data_wait += seconds
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._speed.data_wait += time.perf_counter() - began
 
-    def updated(self, trainable: tuple[str, ...]) -> None:
-        """One more update is under way."""
-        self._speed.flops += self._stage.flops(self._batch_size, trainable)
+    def settled(self, update: Applied | Skipped) -> None:
+        """One more update is done."""
+        if isinstance(update, Skipped):
+            self._skipped(update)
+        else:
+            self._speed.flops += self._stage.flops(self._batch_size, update.trainable)
+            if update.step % self._log_every == 0:
+                self._train(update.step, update.means)
 
-    def train(self, step: int, means: dict) -> None:
-        """The means of the update that led to `step`. Raises UserError on a loss or a gradient that is no
-        number."""
+    def _train(self, step: int, means: dict) -> None:
         scalars = self._stage.summarise(jax.device_get(means)) | self._stage.ledger(self._batch_size, step)
-        self._check_finite(step, scalars)
         rates = self._speed.measure(step, self._tokens)
         if self._writer:
             self._writer.write(step, "train", scalars)
             self._writer.board_only(step, rates)
             self._note("train", step, rates)
-            print(progress_line(step, self._total, scalars, rates), flush=True)
+            tell(progress_line(step, self._total, scalars, rates))
+
+    def _skipped(self, update: Skipped) -> None:
+        if not self._writer:
+            return
+        shown = ", ".join(
+            f"{name} {value:.4g}" + (f" (at most {update.limits[name]:.4g})" if value > update.limits[name] else "")
+            for name, value in update.means.items() if not value <= update.limits[name]
+        )  # fmt: skip
+        file = self._run.workdir / SKIPPED / f"{update.begins}-{update.batch}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # JSON has no NaN and no infinity.
+        numbers = {kind: {k: repr(v) for k, v in getattr(update, kind).items()} for kind in ("means", "limits")}
+        write_whole(file, json.dumps(update._asdict() | numbers, indent=1) + "\n")
+        self._note("skipped", update.begins, {"batch": update.batch})
+        self._timeline.flush()
+        warn(f"batch {update.batch} skipped at step {update.begins}: {shown}; its rows are in {file}")
+
+    def went_back(self, step: int | None) -> None:
+        """The run goes on from the checkpoint of `step`. Raises UserError where there is none."""
+        if step is None:
+            self._refuse(f"{self._most_in_a_row} updates in a row were not sound")
+        self._speed.start_again(step)
+        if self._writer:
+            self._writer.go_back(step)
+            self._note("went back", step, {})
+            self._timeline.flush()
+            warn(f"{self._most_in_a_row} updates in a row were not sound: back to step {step}, past their batches")
 
     @contextlib.contextmanager
     def evaluating(self, step: int) -> Iterator[Callable[[dict], None]]:
         """While this is open the run is evaluated; yields what takes the means of the evaluation."""
         began, found = time.perf_counter(), {}
         yield found.update
-        self._check_finite(step, {"loss": float(found["loss"])})
+        if not math.isfinite(loss := float(found["loss"])):
+            self._refuse(f"the loss of the evaluation is {loss} at step {step}")
         scalars = self._stage.summarise(found)
         seconds = time.perf_counter() - began
         self._speed.pause(seconds)
         if self._writer:
             self._writer.write(step, "eval", scalars | self._stage.ledger(self._batch_size, step))
             self._note("evaluation", step, {"seconds": seconds})
-            print(f"eval at {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()), flush=True)
+            tell(f"eval at {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
             for warning in self._stage.warnings(scalars):
-                print(f"WARNING at step {step}: {warning}", file=sys.stderr, flush=True)
+                warn(f"step {step}: {warning}")
 
     @contextlib.contextmanager
     def saving(self, step: int, finite: bool) -> Iterator[None]:
@@ -84,13 +122,6 @@ class Reporter:
         if self._writer:
             self._note("save", step, {"seconds": time.perf_counter() - began})
             self._timeline.flush()
-
-    def _check_finite(self, step: int, scalars: dict) -> None:
-        checked = (name for name in scalars if name.startswith(("loss", "gradient_norm")))
-        wrong = next((name for name in checked if not math.isfinite(scalars[name])), None)
-        if wrong is None:
-            return
-        self._refuse(f"the {wrong} is {scalars[wrong]} at step {step}")
 
     def _refuse(self, reason: str) -> None:
         self.close()

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from colajax.data.loader import Loader
 from colajax.data.records import digest
 from colajax.data.tokenizer import Tokenizer
-from colajax.errors import UserError
+from colajax.errors import UserError, tell
 from colajax.files import write_whole
 from colajax.keys import check_seed
 from colajax.parallel.agreement import check_agreement, from_first, share_errors
@@ -21,6 +21,7 @@ from colajax.train.checkpoint import Checkpoints, checkpoint_step, latest_step, 
 from colajax.train.config import check_config, config_digest, keep_config
 from colajax.train.fingerprint import fingerprint
 from colajax.train.kept import run_config
+from colajax.train.lease import Lease
 from colajax.train.metrics import read_lines
 from colajax.train.optimizer import Optimizer, optimizer_of
 from colajax.train.provenance import commit, versions
@@ -43,6 +44,7 @@ class Run(NamedTuple):
     budgets: tuple[int, ...]  # their steps
     owed: bool  # whether `start` is a budget that has not been evaluated
     checkpoints: Checkpoints
+    lease: Lease
     program: dict[str, str]  # versions of libraries, commit
 
 
@@ -82,6 +84,8 @@ def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
         loaded = _read_start(stage, parts.init_step, like)
         facts = facts | {"init": {"step": parts.init_step, "digest": fingerprint(loaded)}}
         share_errors(lambda: check_config(workdir, config, facts))
+    lease = Lease(workdir)
+    from_first(lease.take)
     checkpoints = Checkpoints(workdir, keep_every=config.keep_every, budgets=parts.budgets)  # makes their folder
     if parts.start is not None:
         state = checkpoints.restore(parts.start, like)
@@ -91,7 +95,7 @@ def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
     share_errors(lambda: _keep(workdir, config, facts, parts.tokenizer) if is_first() else None)
     return Run(
         workdir, mesh, parts.loader, parts.held_out, stage, parts.optimizer, like, state, parts.start or 0,
-        parts.budgets, parts.owed, checkpoints, program,
+        parts.budgets, parts.owed, checkpoints, lease, program,
     )  # fmt: skip
 
 
@@ -130,9 +134,12 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
 
 
 def _check_ranges(config) -> None:
-    for key in ("log_every", "eval_every", "checkpoint_every", "keep_every", "eval_rows", "batch_size", "total_steps"):
+    for key in ("log_every", "eval_every", "checkpoint_every", "keep_every", "eval_rows", "batch_size", "total_steps",
+                "skips_in_a_row"):  # fmt: skip
         if config[key] < 1:
             raise UserError(f"config.{key} is {config[key]}: expected at least 1")
+    if config.spike_sigmas < 0:
+        raise UserError(f"config.spike_sigmas is {config.spike_sigmas}: expected 0 (no bound) or more, such as 6")
     for key in ("seed", "data_seed"):
         check_seed(f"config.{key}", config[key])
 
@@ -169,4 +176,4 @@ def _keep(workdir: epath.Path, config, facts: dict, tokenizer: Tokenizer) -> Non
 def say(line: str) -> None:
     """Prints a line, once for all processes."""
     if is_first():
-        print(line, flush=True)
+        tell(line)

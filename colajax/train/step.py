@@ -1,4 +1,4 @@
-"""One update: draw, accumulate gradients over parts of the batch, clip, AdamW."""
+"""One update: draw, accumulate gradients over parts of the batch, clip, AdamW; and whether it is applied."""
 
 import dataclasses
 import functools
@@ -72,10 +72,25 @@ def batch_gradients(
     return jax.lax.scan(add_part, zeros, split)[0]
 
 
+def watched(stage, trainable: tuple[str, ...]) -> tuple[str, ...]:
+    """The means of an update by which it is judged: its loss and the norm of each gradient."""
+    return (loss_name(stage, trainable), *(f"gradient_norm_{group}" for group in trainable))
+
+
+def _is_sound(means: dict, limits: dict) -> jax.Array:
+    """Whether each of the watched means, those of `limits`, is a number and at most its limit."""
+    return jnp.stack([jnp.isfinite(means[name]) & (means[name] <= limit) for name, limit in limits.items()]).all()
+
+
 def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int, parts: int, reduction="float32"):
-    """Returns the jitted train_step(state, tokens (B, T) int32, trainable) -> (state, means). The state, laid out as
-    `like` (see `abstract_state`), is donated; tokens: `parallel.batch.global_batch`; parts, reduction: see
-    `batch_gradients`.
+    """Returns the jitted train_step(state, tokens (B, T) int32, begins, limits, trainable) -> (state, means). The
+    state, laid out as `like` (see `abstract_state`), is donated; tokens: `parallel.batch.global_batch`; parts,
+    reduction: see `batch_gradients`.
+
+    An update that is not sound is not applied: the state stays as it is, step included, and means["applied"] says so
+    (the state itself decides, so that nothing waits for the host). limits: {name: the largest sound value} of
+    `watched`. begins: the step that the host takes the state to be at; where an update before was not applied, it is
+    wrong, and neither is this one: its batch is to come again, with the step that it is the batch of.
 
     `trainable` is static: a step that leaves a group alone is a program of its own, and does not compute its
     gradients."""
@@ -86,14 +101,17 @@ def make_train_step(stage, optimizer: Optimizer, like: TrainState, *, seed: int,
         out_shardings=(shardings_of(like), replicated(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
     )  # fmt: skip
-    def train_step(state: TrainState, tokens, trainable: tuple[str, ...]):
+    def train_step(state: TrainState, tokens, begins, limits: dict, trainable: tuple[str, ...]):
         draw = training_draw(seed, state.step, jnp.arange(tokens.shape[0]))
         with laid_out(mesh):
             examples = jax.tree.map(by_sample, stage.examples(tokens, draw))
             grads, means = batch_gradients(stage, state, examples, trainable, parts, reduction)
         with jax.named_scope("optimizer"):
             params, opt_state, reports = optimizer.update(grads, state.opt_state, state.params, state.step)
-        new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
-        return new, means | reports
+            means = means | reports
+            applied = (state.step == begins) & _is_sound(means, limits)
+            new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+            new = jax.tree.map(lambda new, old: old if new is old else jnp.where(applied, new, old), new, state)
+        return new, means | {"applied": applied}
 
     return train_step

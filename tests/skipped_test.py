@@ -1,0 +1,190 @@
+"""Updates that are not sound: a run ends with the bits of one whose data never had their batches, however it is stopped
+on the way; and one whose state is not sound goes back, past them."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs
+from etils import epath
+
+from colajax.data.loader import Loader
+from colajax.errors import UserError
+from colajax.stages.vae import VAEStage
+from colajax.train import loop, updates
+from colajax.train.loop import train
+from colajax.train.stored import open_arrays
+
+LAST = 12  # steps; tiny_runs saves every 4
+
+
+class Case(NamedTuple):
+    records: str
+    overrides: tuple[str, ...] = ()
+
+    def config(self):
+        return tiny_runs.tiny_config("vae", f"records={self.records}", f"total_steps={LAST}", *self.overrides)
+
+    def batch(self, index: int) -> np.ndarray:
+        config = self.config()
+        return Loader(self.records, "train", config.batch_size, config.sequence_length, config.data_seed).batch(index)
+
+    def stage(self, bad=(), factor=jnp.nan):
+        """A stage whose loss is `factor` times as large on these batches."""
+        marked = jnp.array([self.batch(index) for index in bad])
+
+        class Faulty(VAEStage):
+            def terms(self, params, frozen, examples, trainable, diagnostics):
+                terms = super().terms(params, frozen, examples, trainable, diagnostics)
+                if diagnostics:
+                    return terms
+                hit = (examples["tokens"] == marked).all((1, 2)).any()
+                return terms | {"reconstruction": terms["reconstruction"] * jnp.where(hit, factor, 1.0)}
+
+        return Faulty
+
+    def run(self, workdir, bad=(), factor=jnp.nan) -> int:
+        return train(self.config(), self.stage(bad, factor), workdir)
+
+
+@pytest.fixture
+def case(records):
+    return Case(records)
+
+
+def without(monkeypatch, *left_out):
+    """From here on the data does not have these batches."""
+
+    def kept(self, start, rows=None):
+        wanted = [index for index in range(200) if index not in left_out][start:]
+        return (self.batch(index, rows) for index in wanted)
+
+    monkeypatch.setattr(Loader, "iterate", kept)
+
+
+def numbers(workdir, step=None) -> list[bytes]:
+    return [
+        np.asarray(array).tobytes()
+        for part in ("step", "params", "opt_state")
+        for array in jax.tree.leaves(open_arrays(workdir, step, part=part)[1], is_leaf=lambda x: hasattr(x, "read"))
+    ]  # fmt: skip
+
+
+def assert_same_run(workdir, other) -> None:
+    assert numbers(workdir) == numbers(other)
+    assert (workdir / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+class StopAt(loop.StopSignals):
+    """SIGTERM after so many updates were begun."""
+
+    after = 0
+
+    def agreed(self, step):
+        return 15 if step == self.after else 0
+
+
+@pytest.mark.parametrize("bad", [(0,), (5,), (5, 6), (3, 7), (11,), (9, 11, 12)], ids=str)
+def test_a_batch_that_is_not_sound_is_as_if_it_were_not_there(case, tmp_path, monkeypatch, capsys, bad):
+    workdir, other = epath.Path(tmp_path / "run"), epath.Path(tmp_path / "other")
+    assert case.run(workdir, bad) == 0
+    said = capsys.readouterr().err
+    # The same program, so that bits can be compared; it never meets them.
+    without(monkeypatch, *bad)
+    assert case.run(other, bad) == 0
+    assert_same_run(workdir, other)
+    assert not (other / "skipped").exists()
+    found = {file.name: json.loads(file.read_text()) for file in (workdir / "skipped").iterdir()}
+    assert sorted(line["batch"] for line in found.values()) == list(bad)
+    for name, line in found.items():
+        assert name == f"{line['begins']}-{line['batch']}.json"
+        assert line["means"]["loss"] == "nan"
+        rows = [int(row) for row in line["rows"]]
+        np.testing.assert_array_equal(
+            Loader(case.records, "train", 8, 32, 6198).sequential(rows), case.batch(line["batch"])
+        )
+        assert (
+            f"WARNING: batch {line['batch']} skipped at step {line['begins']}: loss nan, gradient_norm_vae nan" in said
+        )
+
+
+@pytest.mark.parametrize("after", [5, 6, 7, 8, 10])
+def test_stopped_where_updates_are_skipped(case, tmp_path, monkeypatch, after):
+    bad = (5, 7)
+    workdir, other = epath.Path(tmp_path / "run"), epath.Path(tmp_path / "other")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "StopSignals", type("Stop", (StopAt,), {"after": after}))
+        assert case.run(workdir, bad) == 128 + 15
+    assert case.run(workdir, bad) == 0
+    without(monkeypatch, *bad)
+    assert case.run(other, bad) == 0
+    assert_same_run(workdir, other)
+
+
+def test_a_spike_is_skipped_where_it_is_asked_for(records, tmp_path, monkeypatch):
+    """Batch 80 has a loss of a hundred times its size: far from what the last ones had, and no less a number."""
+    length = ("total_steps=90", "log_every=1", "checkpoint_every=30", "eval_every=90")
+    asked = Case(records, (*length, "spike_sigmas=8.0"))
+    bad, factor = (80,), 100.0
+    folders = [epath.Path(tmp_path / name) for name in ("asked", "stopped", "other", "not asked")]
+    workdir, stopped, other, unasked = folders
+    assert asked.run(workdir, bad, factor) == 0
+    (file,) = (workdir / "skipped").iterdir()
+    found = json.loads(file.read_text())
+    assert found["batch"] == 80
+    assert float(found["means"]["loss"]) > float(found["limits"]["loss"]) > 0
+    # What it is judged by is in the checkpoints.
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "StopSignals", type("Stop", (StopAt,), {"after": 71}))
+        assert asked.run(stopped, bad, factor) == 128 + 15
+    assert asked.run(stopped, bad, factor) == 0
+    assert_same_run(stopped, workdir)
+    assert Case(records, length).run(unasked, bad, factor) == 0
+    assert not (unasked / "skipped").exists()
+    without(monkeypatch, 80)
+    assert asked.run(other, bad, factor) == 0
+    assert_same_run(workdir, other)
+
+
+def test_limits_are_of_what_the_host_knows_for_certain():
+    """By hand: mean and deviation of the last WINDOW values but for the last AHEAD, and none before there are LEAST."""
+    limits, values = updates.Limits(3.0, {}), np.random.default_rng(0).normal(5, 1, 300)
+    for step, value in enumerate(values, 1):
+        limits.add(step, {"loss": value})
+        known = values[: max(step - updates.AHEAD, 0)]
+        expected = np.inf
+        if len(known) >= updates.LEAST:
+            expected = np.float32(known[-updates.WINDOW :].mean() + 3 * known[-updates.WINDOW :].std())
+        assert limits.of(("loss",), step)["loss"] == pytest.approx(expected)
+    again = updates.Limits(3.0, json.loads(json.dumps(limits.facts())))
+    assert again.of(("loss", "new"), 300) == limits.of(("loss",), 300) | {"new": np.inf}
+
+
+@pytest.mark.parametrize(
+    ("bad", "left_out", "back_to"), [((9, 10, 11), (8, 9, 10, 11), 8), ((8, 9, 10), (4, 5, 6, 7, 8, 9, 10), 4)]
+)
+def test_many_in_a_row_send_it_back(records, tmp_path, monkeypatch, capsys, bad, left_out, back_to):
+    case = Case(records, ("skips_in_a_row=3",))
+    workdir, other = epath.Path(tmp_path / "run"), epath.Path(tmp_path / "other")
+    assert case.run(workdir, bad) == 0
+    said = capsys.readouterr().err
+    assert f"back to step {back_to}, past their batches" in said
+    # A checkpoint after which no update was sound is not to be gone on from.
+    aside = {path.name for path in (workdir / "damaged").iterdir()} if (workdir / "damaged").exists() else set()
+    assert aside == ({"8-0"} if back_to == 4 else set())
+    without(monkeypatch, *left_out)
+    assert case.run(other, bad) == 0
+    assert_same_run(workdir, other)
+
+
+def test_with_nothing_to_go_back_to_it_ends(records, tmp_path):
+    case = Case(records, ("skips_in_a_row=3",))
+    workdir = epath.Path(tmp_path / "run")
+    with pytest.raises(UserError, match=r"3 updates in a row were not sound; there is no checkpoint"):
+        case.run(workdir, (2, 3, 4))
+    with pytest.raises(UserError, match=r"3 updates in a row.*the last checkpoint is of step 4"):
+        case.run(tmp_path / "two", tuple(range(6, 12)))
+    assert not (workdir / "checkpoints" / "2").exists()
