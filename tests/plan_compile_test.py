@@ -1,5 +1,7 @@
-"""The paper's stage 2 with two layers of each part, compiled for a real topology by the real compiler: what the plan
-says is what it said when it was looked at, with each libtpu; and what contradicts the stage's own count is refused."""
+"""The paper's stage 1 with two layers of each part, compiled for a real topology by the real compiler: what the plan
+says is what it said when it was looked at, with each libtpu; and what contradicts the stage's own count is refused.
+
+Stage 2 takes twice as long to compile and has little that this one has not."""
 
 import pytest
 from tiny_runs import ROOT
@@ -14,8 +16,7 @@ pytestmark = pytest.mark.optimised
 
 TOPOLOGY = "v5p:2x2x1"
 SMALL = (
-    "batch_size=32", "mesh.data=1", "mesh.fsdp=4", "dit.num_layers=2", "compute_params=0", "vae.encoder_num_blocks=2",
-    "vae.decoder_num_blocks=2",
+    "batch_size=32", "mesh.data=1", "mesh.fsdp=4", "vae.encoder_num_blocks=2", "vae.decoder_num_blocks=2",
 )  # fmt: skip
 MESH = {"data": 1, "fsdp": 4, "tensor": 1}
 
@@ -30,7 +31,7 @@ def planned():
         return hlo_schedule(serialized, mesh)
 
     hlo_schedule, topology = compiled.read_schedule, find_topology(TOPOLOGY)
-    config = load_config(f"{ROOT}/configs/cola_joint.py", list(SMALL))
+    config = load_config(f"{ROOT}/configs/cola_vae.py", list(SMALL))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "read_schedule", kept)
         return plan.make_plan(config, stage_of(config), topology), programs[0], topology
@@ -41,14 +42,14 @@ def test_the_plan_is_what_it_was(planned):
     found, _, _ = planned
     assert found["fits"]
     cycles = {part: round(count / 1e6, 1) for part, count in found["cycles"].items()}
-    expected = {"attention": 81.9, "MLP": 33.4, "cross-entropy": 27.2, "optimizer": 4.5}
+    expected = {"attention": 31.3, "MLP": 12.3, "cross-entropy": 27.4, "optimizer": 3.4}
     assert {part: cycles[part] for part in expected} == pytest.approx(expected, rel=0.15)
-    assert found["cycles_per_device"] / 1e6 == pytest.approx(171.5, rel=0.15)
+    assert found["cycles_per_device"] / 1e6 == pytest.approx(88.9, rel=0.15)
     # Weights cross devices in bfloat16, gradients in float32.
-    assert found["communication_bytes_per_device"] / 1e9 == pytest.approx(2.4, rel=0.15)
-    assert found["memory"]["peak"] / 1e9 == pytest.approx(8.6, rel=0.15)
-    assert found["step_seconds"] * 1e3 == pytest.approx(105.3, rel=0.15)
-    assert found["mfu"] == pytest.approx(0.276, rel=0.15)
+    assert found["communication_bytes_per_device"] / 1e9 == pytest.approx(1.32, rel=0.15)
+    assert found["memory"]["peak"] / 1e9 == pytest.approx(5.8, rel=0.15)
+    assert found["step_seconds"] * 1e3 == pytest.approx(55.5, rel=0.15)
+    assert found["mfu"] == pytest.approx(0.309, rel=0.15)
     # float32, two moments, over fsdp; what is not divided is less than a hundredth of it.
     memory = found["memory"]
     whole = 4 * (memory["parameters"] + memory["optimizer"] + memory["frozen"])

@@ -6,39 +6,20 @@ import runpy
 import subprocess
 import sys
 
-import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import ROOT, tiny_config
 
 from colajax.errors import UserError
-from colajax.parallel.mesh import make_mesh
 from colajax.planning.advice import refusal
-from colajax.planning.memory import state_bytes, whole_bytes
 from colajax.planning.plan import analytic_plan, count_kept, target
 from colajax.planning.search import search
 from colajax.planning.topology import Topology, find_topology
 from colajax.stages import STAGES
 from colajax.train.config import changed
-from colajax.train.optimizer import optimizer_of
-from colajax.train.state import abstract_state, fresh_state
 
 pytestmark = pytest.mark.optimised
-
-
-@pytest.mark.parametrize("name", ["vae", "joint", "llada"])
-def test_bytes_of_the_state_against_arrays(name):
-    config = tiny_config(name)
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    stage = STAGES[name](config, 0)
-    optimizer = optimizer_of(config, stage)
-    like = abstract_state(stage, optimizer, mesh)
-    state = fresh_state(stage, optimizer, like, seed=0)
-    held = {"parameters": state.params, "optimizer": state.opt_state, "frozen": state.frozen}
-    expected = {kind: sum(a.nbytes for a in jax.tree.leaves(tree)) for kind, tree in held.items()}
-    assert state_bytes(like) == expected
-    assert whole_bytes(like) == sum(expected.values()) + state.step.nbytes
 
 
 @pytest.mark.parametrize("name", ["vae", "joint", "llada"])
