@@ -14,7 +14,7 @@ LAYERS = (
     ("stages", "train"),
     ("sampling", "hf"),
     ("evals", "planning", "serve", "command_line"),
-    ("scaling", "reporting"),
+    ("chaos", "scaling", "reporting"),
     ("train.__main__",),
 )
 BELOW_ALL = ("axes", "errors", "files", "keys")  # of these, errors below the others

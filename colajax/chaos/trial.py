@@ -1,0 +1,126 @@
+"""Trials: a training that a fault is done to, and whether it comes to the end of one that was left alone."""
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from colajax.chaos.faults import FAULTS
+from colajax.chaos.trainer import Trainer
+from colajax.errors import UserError
+from colajax.train.stored import open_arrays
+
+LATE = "late"  # the fault came when the training was over: it is tried again
+SAME = "same"
+PATIENCE = 120.0  # seconds beyond five times those of the reference, after which a trial is called a hang
+
+
+class Subject(NamedTuple):
+    """What is tried."""
+
+    command: list[str]  # {workdir} stands for the workdir
+    checkpoints: str  # folder of a workdir, with one a step
+    result: str  # file of a workdir, which says how the training went
+
+
+class Reference(NamedTuple):
+    """A training that was left alone."""
+
+    seconds: float  # once it has been compiled
+    digest: str
+
+
+def reference_of(subject: Subject, folder: Path) -> Reference:
+    """Raises UserError where it does not end well, or not always alike."""
+    first, again = (_left_alone(subject, folder / name) for name in ("reference", "again"))
+    if first.digest != again.digest:
+        raise UserError(f"{folder}: left alone, twice, the command came to two ends; nothing can be said of faults")
+    return again
+
+
+def _left_alone(subject: Subject, workdir: Path) -> Reference:
+    trainer, began = Trainer(subject.command, workdir, subject.checkpoints), time.monotonic()
+    try:
+        trainer.wait_for(lambda: False, 3600.0)
+        seconds = time.monotonic() - began
+    finally:
+        trainer.end()
+    if trainer.status != 0:
+        raise UserError(f"{trainer.log}: without any fault the command ended with status {trainer.status}")
+    return Reference(seconds, digest_of(workdir, subject.result))
+
+
+def digest_of(workdir: Path, result: str) -> str:
+    """Of the result and, of a run of colajax, of every number of the last checkpoint."""
+    digest = hashlib.sha256((workdir / result).read_bytes())
+    if (workdir / "config.json").exists():
+        for part in ("params", "opt_state", "frozen"):
+            tree = open_arrays(workdir, part=part)[1]
+            for path, array in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "read")):
+                digest.update(jax.tree_util.keystr(path).encode() + np.asarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def try_fault(fault: str, seed: int, subject: Subject, reference: Reference, folder: Path) -> dict:
+    """One trial as JSON values; the workdir and the log of one that did not come to the same end are kept."""
+    function, _ = FAULTS[fault]
+    workdir = folder / f"{fault}-{seed}"
+    trainer, began = Trainer(subject.command, workdir, subject.checkpoints), time.monotonic()
+    try:
+        done = function(trainer, random.Random(f"{fault} {seed}"), reference.seconds)
+        trainer.wait_for(lambda: False, 5 * reference.seconds + PATIENCE)
+        status = trainer.status
+    finally:
+        trainer.end()
+    if status is None:
+        end = "hang"
+    elif status:
+        end = f"status {status}"
+    else:
+        end = SAME if digest_of(workdir, subject.result) == reference.digest else "another end"
+    found = {
+        "fault": fault, "seed": seed, "done": done, "end": LATE if end == SAME and done is None else end,
+        "seconds": round(time.monotonic() - began, 2), "lost_steps": trainer.lost_steps(),
+    }  # fmt: skip
+    if end == SAME:
+        shutil.rmtree(workdir)
+        trainer.log.unlink()
+    return found
+
+
+def trials(times: dict[str, int], seed: int, subject: Subject, reference: Reference, folder: Path) -> Iterator[dict]:
+    """So many trials of each fault, one after the other; those that came too late come again, with another seed."""
+    for fault, count in times.items():
+        hits, number = 0, seed
+        while hits < count and number < seed + 3 * count + 3:
+            found = try_fault(fault, number, subject, reference, folder)
+            hits, number = hits + (found["end"] != LATE), number + 1
+            yield found
+
+
+def table_of(found: list[dict]) -> str:
+    """The survival table, in Markdown."""
+    head = ("fault", "times", "came to the same end", "most steps done again", "most seconds", "else")
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for fault in dict.fromkeys(trial["fault"] for trial in found):
+        mine = [trial for trial in found if trial["fault"] == fault and trial["end"] != LATE]
+        ends = Counter(trial["end"] for trial in mine)
+        same = ends.pop(SAME, 0)
+        others = ", ".join(f"{end}: {count}" for end, count in ends.items()) or "-"
+        lost, seconds = (max((trial[key] for trial in mine), default=0) for key in ("lost_steps", "seconds"))
+        share = f"{same} ({same / max(len(mine), 1):.0%})"
+        rows.append(f"| {fault} | {len(mine)} | {share} | {lost} | {seconds:.0f} | {others} |")
+    return "\n".join(rows)
+
+
+def write_log(path: Path, found: dict) -> None:
+    with path.open("a") as log:
+        log.write(json.dumps(found) + "\n")

@@ -1,0 +1,103 @@
+"""tools/chaos.py: a real training, killed in a save; and stand-ins for trainers that do not bear it, of which it has to
+say so."""
+
+import json
+import os
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT, environment
+
+from colajax.chaos import trial as module
+from colajax.chaos.trial import Reference, Subject, reference_of, table_of, trials
+from colajax.errors import UserError
+
+# Counts to 30, a file a step; begins at the last one that has all its digits. "forgets": what was before a kill is not
+# in its result. "stops": it does not go on after one. "hangs": it goes on, and does not end.
+TRAINER = """
+import sys, time
+from pathlib import Path
+how, workdir = sys.argv[1], Path(sys.argv[sys.argv.index("--workdir") + 1])
+folder = workdir / "checkpoints"
+again = folder.exists()
+folder.mkdir(parents=True, exist_ok=True)
+step = max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=0)
+if again:
+    print(f"going on from step {step}", flush=True)
+if again and how == "stops":
+    sys.exit(2)
+lines = [] if how == "forgets" else [str(n) for n in range(1, step + 1)]
+while step < 30:
+    time.sleep(0.01)
+    step += 1
+    lines.append(str(step))
+    print(f"step {step}/30", flush=True)
+    part = folder / f"{step}.tmp"
+    part.mkdir(exist_ok=True)
+    (part / "state").write_text("x" * 50)
+    time.sleep(0.01)
+    part.rename(folder / str(step))
+(workdir / "result").write_text("\\n".join(lines))
+while again and how == "hangs":
+    time.sleep(1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(tmp_path_factory, monkeypatch):
+    """The supervisor waits ten seconds before it starts a training again: not here."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "sleep").write_text("#!/bin/sh\nexec /bin/sleep 0.05\n")
+    (folder / "sleep").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def subject(tmp_path, how: str) -> Subject:
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    command = [sys.executable, "-S", str(tmp_path / "trainer.py"), how, "--workdir", "{workdir}"]
+    return Subject(command, "checkpoints", "result")
+
+
+@pytest.mark.parametrize(
+    ("how", "end"), [("bears it", "same"), ("forgets", "another end"), ("stops", "status 2"), ("hangs", "hang")]
+)
+def test_what_becomes_of_a_trainer_is_said(tmp_path, monkeypatch, how, end):
+    monkeypatch.setattr(module, "PATIENCE", 2.0)
+    monkeypatch.setattr(random.Random, "uniform", lambda self, low, high: 0.01 if high < 1 else 0.5)
+    tried = subject(tmp_path, how)
+    reference = reference_of(tried, tmp_path)
+    reference = Reference(0.4, reference.digest)
+    found = list(trials({"kill": 1, "save": 1}, 0, tried, reference, tmp_path))
+    assert [trial["end"] for trial in found] == [end] * 2, found
+    rows = table_of(found).splitlines()
+    assert rows[2].startswith(f"| kill | 1 | {'1 (100%)' if end == 'same' else '0 (0%)'} |")
+    assert rows[2].endswith(" - |" if end == "same" else f"{end}: 1 |")
+    kept = {path.name for path in tmp_path.iterdir() if path.name.startswith(("kill", "save"))}
+    assert len(kept) == (0 if end == "same" else 4)  # to be looked at: folder and log of each
+
+
+def test_a_command_that_ends_differently_by_itself_is_refused(tmp_path):
+    (tmp_path / "t.py").write_text(
+        "import os, sys, pathlib\nw = pathlib.Path(sys.argv[2])\nw.mkdir()\n(w / 'result').write_text(str(os.getpid()))"
+    )
+    command = [sys.executable, "-S", str(tmp_path / "t.py"), "--workdir", "{workdir}"]
+    with pytest.raises(UserError, match="came to two ends"):
+        reference_of(Subject(command, "checkpoints", "result"), tmp_path)
+
+
+def test_a_training_comes_to_the_same_end(tmp_path, monkeypatch, capsys):
+    for name, value in environment(1, PYTHONPATH=str(ROOT)).items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["tools/chaos.py", "--out", str(out), "--faults", "save"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools" / "chaos.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert ended.value.code == 0, said
+    found = [json.loads(line) for line in (Path(out) / "trials.jsonl").read_text().splitlines()]
+    assert [(trial["fault"], trial["end"]) for trial in found] == [("save", "same")]
+    assert found[0]["lost_steps"] <= 20  # a checkpoint is of every tenth, and the one that was cut is not there
+    assert "| save | 1 | 1 (100%) |" in said

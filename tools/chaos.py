@@ -1,0 +1,90 @@
+"""Does to a training what happens to trainings, and sees whether it comes to the same end, with nobody there.
+
+python tools/chaos.py --out DIR [--faults kill,save,term,truncate,zero,flip,remove] [--times N] [--seed N]
+  A small stage 1 on stories, which it makes in DIR, under launch/supervise.sh: left alone, twice, then N times with
+  each fault. Prints the survival table; DIR/trials.jsonl is the raw log, with the seed and what was done.
+python tools/chaos.py --out DIR --full
+  Each fault as often as the table of the README has it: hours.
+python tools/chaos.py --out DIR --result FILE --checkpoints FOLDER -- COMMAND ...
+  Another training: {workdir} stands for its workdir in COMMAND; FILE and FOLDER are of the workdir.
+
+  kill      SIGKILL at any moment                   truncate  of the newest checkpoint any file is cut off,
+  save      SIGKILL while a checkpoint is written   zero      its rest is zeros,
+  term      SIGTERM at any moment, status 143       flip      a bit of it is another,
+                                                    remove    or it is gone
+The status is 1 where a trial did not come to the same end.
+"""
+
+import sys
+from pathlib import Path
+
+from colajax.command_line import Parser, begin
+
+if __name__ == "__main__":
+    begin()
+
+from colajax.chaos.faults import FAULTS
+from colajax.chaos.trial import LATE, SAME, Subject, reference_of, table_of, trials, write_log
+from colajax.data.jsonl import write_jsonl
+from colajax.data.prepare import prepare
+from colajax.data.tokenizer import train_sentencepiece
+from colajax.errors import UserError, run_main
+from colajax.stories.grammar import stories
+
+ROOT = Path(__file__).parent.parent
+LENGTH = 32
+SMALL = (
+    f"sequence_length={LENGTH}", "batch_size=8", "total_steps=60", "log_every=1", "checkpoint_every=10",
+    "eval_every=25", "eval_rows=12", "optimizer.warmup_steps=3", "vae.dim=32", "vae.ffn_dim=48", "vae.num_heads=2",
+    "vae.latent_dim=4",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--out", required=True, metavar="DIR", help="which is not there yet")
+    parser.add_argument("--faults", default=",".join(FAULTS), metavar="NAME,...")
+    parser.add_argument("--times", type=int, default=1, metavar="N", help="of each fault")
+    parser.add_argument("--full", action="store_true", help="each as often as in the README")
+    parser.add_argument("--seed", type=int, default=0, help="of the first trial of each; the next has the next")
+    parser.add_argument("--result", default="metrics.jsonl", metavar="FILE")
+    parser.add_argument("--checkpoints", default="checkpoints", metavar="FOLDER")
+    parser.add_argument("command", nargs="*", metavar="COMMAND")
+    args = parser.parse_args()
+    faults = args.faults.split(",")
+    if unknown := next((name for name in faults if name not in FAULTS), None):
+        raise UserError(f"--faults {unknown}: expected some of {', '.join(FAULTS)}")
+    if args.times < 1:
+        raise UserError(f"--times {args.times}: expected at least 1")
+    out = Path(args.out).absolute()
+    if out.exists():
+        raise UserError(f"{out}: is there already; name a new folder")
+    out.mkdir(parents=True)
+    subject = Subject(args.command or _small(out), args.checkpoints, args.result)
+    reference = reference_of(subject, out)
+    print(f"left alone it takes {reference.seconds:.1f} s", flush=True)
+    found = []
+    for trial in trials({name: FAULTS[name][1] if args.full else args.times for name in faults}, args.seed, subject,
+                        reference, out):  # fmt: skip
+        write_log(out / "trials.jsonl", trial)
+        found.append(trial)
+        said = f"{trial['done']}: {trial['end']}, {trial['seconds']:.0f} s"
+        print(f"{trial['fault']} {trial['seed']}: {said}", flush=True)
+    print(f"\n{table_of(found)}")
+    sys.exit(any(trial["end"] not in (SAME, LATE) for trial in found))
+
+
+def _small(out: Path) -> list[str]:
+    """The command of a training of seconds, and what it reads."""
+    write_jsonl(out / "stories.jsonl", stories(3, 200))
+    tokenizer = train_sentencepiece(stories(3, 200), out / "tokenizer.model", 500)
+    prepare([out / "stories.jsonl"], tokenizer.path, out / "records", LENGTH, validation_fraction=0.2)
+    config = ["--config", str(ROOT / "configs" / "cola_vae.py:quickstart")]
+    return [
+        sys.executable, "-m", "colajax.train", *config, "--workdir", "{workdir}", f"--config.records={out / 'records'}",
+        *(f"--config.{override}" for override in SMALL),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(main)
