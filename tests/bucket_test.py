@@ -131,7 +131,8 @@ def test_a_killed_run_goes_on_to_the_bits_of_one_on_local_disk(stage_one):
     assert {path.name for path in workdir.iterdir()} == {path.name for path in alone.iterdir()}
     found, expected = (json.loads((folder / "config.json").read_text()) for folder in (workdir, alone))
     assert {key for key in found if found[key] != expected[key]} <= {"records"}
-    assert sum(file.name.startswith("events.") for file in files_under(workdir / "tensorboard")) == 2
+    # Of the run that was killed there are some if they were on their way: nothing waits for them.
+    assert sum(file.name.startswith("events.") for file in files_under(workdir / "tensorboard")) in (1, 2)
 
 
 def test_two_processes_train_stage_two(stage_one, stage_two):
@@ -226,7 +227,7 @@ def test_no_such_bucket(server, corpus, records, capsys):
         capsys, "generate", "--workdir", "gs://nowhere/run", "--prompt", "x"
     )
     _, errors = run("vae", "gs://nowhere/run", f"records={corpus}", status=2)
-    assert last_line(errors).startswith("error: gs://nowhere/run/config.json: no such bucket or object")
+    assert last_line(errors).startswith("error: gs://nowhere/run/lease.json: no such bucket or object")
 
 
 def last_line(errors):
@@ -243,7 +244,7 @@ def test_a_bucket_that_may_only_be_read(server, corpus, records, capsys):
         assert "gs://bucket/refused" in line
         assert "Forbidden" in line
         _, errors = run("vae", BUCKET / "refused", f"records={corpus}", status=2)
-        expected = "error: gs://bucket/refused/config.json: these credentials may not do this"
+        expected = "error: gs://bucket/refused/lease.json: these credentials may not do this"
         assert last_line(errors).startswith(expected)
     finally:
         server.mode = "pass"

@@ -1,5 +1,6 @@
 """Trainings that blow up: what is kept of them is finite, and named; how far the host runs ahead of its devices."""
 
+import errno
 import json
 
 import jax
@@ -10,7 +11,7 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.stages.vae import VAEStage
-from colajax.train import loop, updates
+from colajax.train import loop, metrics, updates
 from colajax.train.loop import train
 from colajax.train.stored import open_arrays
 
@@ -103,3 +104,23 @@ def test_the_host_is_at_most_two_updates_ahead(records, tmp_path, monkeypatch):
     assert max(ahead) == updates.AHEAD == 2
     assert len(waited) == len(begun) == 12
     assert all(mine is theirs for mine, theirs in zip(waited, begun, strict=True))
+
+
+def test_a_log_that_cannot_be_written_costs_no_step(records, tmp_path, monkeypatch, capsys):
+    """The disk is full at the first three times, and has room at the end: the log is then as if nothing had been."""
+    refusals, write = [3], metrics.write_whole
+
+    def full(path, content):
+        if refusals[0]:
+            refusals[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(metrics, "write_whole", full)
+    assert train(tiny_runs.tiny_config("vae", f"records={records}"), VAEStage, tmp_path / "run") == 0
+    assert capsys.readouterr().err.count("No space left on device; the run goes on") == 3
+    lines = tiny_runs.read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
+    events = [json.loads(line)["event"] for line in (tmp_path / "run" / "timeline.jsonl").read_text().splitlines()]
+    assert events[0] == "start"
+    assert events.count("save") == 3

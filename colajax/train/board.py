@@ -55,6 +55,10 @@ class Board:
                 self._waiting.popleft()
                 self._dropped += 1
 
+    def flush(self) -> None:
+        """Has what there is written now, without waiting for it."""
+        self._wake.set()
+
     def close(self) -> None:
         """Waits for what is still to be written, as long as that is worth it."""
         self._closed = True
@@ -68,6 +72,7 @@ class Board:
         file, failed, closing = None, False, False
         while not closing:
             self._wake.wait(EVERY)
+            self._wake.clear()
             closing = self._closed  # before the last look at what there is
             with self._lock:
                 events, dropped = list(self._waiting), self._dropped

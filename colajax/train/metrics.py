@@ -104,10 +104,11 @@ class MetricsWriter:
 
     def flush(self) -> None:
         self._lines.flush()
+        self._board.flush()
 
     def close(self) -> None:
-        self.flush()
         self._board.close()
+        self._lines.flush()
 
 
 class Speed:

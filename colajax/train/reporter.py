@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from colajax.errors import UserError, tell, warn
+from colajax.errors import UserError, refusal_of, tell, warn
 from colajax.files import write_whole
 from colajax.parallel.processes import is_first
 from colajax.train.checkpoint import latest_step
@@ -35,7 +35,16 @@ class Reporter:
                 "processes": jax.process_count(), "devices": jax.device_count(), "mesh": dict(run.mesh.shape),
                 "device_kind": jax.devices()[0].device_kind, **run.program,
             })  # fmt: skip
-            self._timeline.flush()
+            self._try(self._timeline.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        """What only reports: where it cannot be written the run goes on, and it may be the next time."""
+        try:
+            write()
+        except Exception as error:
+            if not (reason := refusal_of(error)):
+                raise
+            warn(f"{self._run.workdir}: {reason}; the run goes on")
 
     def _note(self, event: str, step: int, facts: dict) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -73,12 +82,11 @@ class Reporter:
             for name, value in update.means.items() if not value <= update.limits[name]
         )  # fmt: skip
         file = self._run.workdir / SKIPPED / f"{update.begins}-{update.batch}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
         # JSON has no NaN and no infinity.
         numbers = {kind: {k: repr(v) for k, v in getattr(update, kind).items()} for kind in ("means", "limits")}
-        write_whole(file, json.dumps(update._asdict() | numbers, indent=1) + "\n")
+        self._try(lambda: write_whole(file, json.dumps(update._asdict() | numbers, indent=1) + "\n"))
         self._note("skipped", update.begins, {"batch": update.batch})
-        self._timeline.flush()
+        self._try(self._timeline.flush)
         warn(f"batch {update.batch} skipped at step {update.begins}: {shown}; its rows are in {file}")
 
     def went_back(self, step: int | None) -> None:
@@ -89,7 +97,7 @@ class Reporter:
         if self._writer:
             self._writer.go_back(step)
             self._note("went back", step, {})
-            self._timeline.flush()
+            self._try(self._timeline.flush)
             warn(f"{self._most_in_a_row} updates in a row were not sound: back to step {step}, past their batches")
 
     @contextlib.contextmanager
@@ -116,12 +124,12 @@ class Reporter:
         if not finite:
             self._refuse(f"parameters or optimizer hold NaN or infinity at step {step}, which was not saved")
         if self._writer:
-            self._writer.flush()
+            self._try(self._writer.flush)
         began = time.perf_counter()
         yield
         if self._writer:
             self._note("save", step, {"seconds": time.perf_counter() - began})
-            self._timeline.flush()
+            self._try(self._timeline.flush)
 
     def _refuse(self, reason: str) -> None:
         self.close()
@@ -132,5 +140,5 @@ class Reporter:
 
     def close(self) -> None:
         if self._writer:
-            self._writer.close()
-            self._timeline.flush()
+            self._try(self._writer.close)
+            self._try(self._timeline.flush)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from colajax.parallel.agreement import from_first
+from colajax.parallel.agreement import from_first, share_errors
 from colajax.parallel.batch import global_batch, local_rows
 from colajax.train.checkpoint import previous_step, set_aside
 from colajax.train.setup import Run
@@ -98,7 +98,7 @@ class Updates:
             reduction=config.gradient_reduction,
         )  # fmt: skip
         self._went_back_to = None
-        self._begin_at(run.start, run.checkpoints.facts(run.start) if run.start else {})
+        self._begin_at(run.start, self._facts_of(run.start) if run.start else {})
 
     def _begin_at(self, step: int, facts: dict, batch: int | None = None) -> None:
         """facts: of the checkpoint of `step`; batch: the number of the next one, where it is not the checkpoint's."""
@@ -166,5 +166,8 @@ class Updates:
         from_first(lambda: set_aside(run.workdir, step))
         run.checkpoints.reload()
         self.state, self._went_back_to = run.checkpoints.restore(step, run.like), step
-        self._begin_at(step, run.checkpoints.facts(step), batch)
+        self._begin_at(step, self._facts_of(step), batch)
         return step
+
+    def _facts_of(self, step: int) -> dict:
+        return share_errors(lambda: self._run.checkpoints.facts(step))
