@@ -94,6 +94,7 @@ def test_the_first_local_failure_ends_all(worker):
 
 # ---- on the workers of a TPU VM --------------------------------------------------------------------------------------
 TRAINER = """#!/usr/bin/env bash
+[ "$1" != -c ] || exit 1  # asked by the supervisor how far it has come
 echo "on '$JAX_PLATFORMS': $*"
 trap 'echo saved; exit 143' TERM
 while true; do sleep 0.05; done
