@@ -153,15 +153,15 @@ def test_killed_at_any_moment_after_its_first_checkpoint(runs):
 
 @pytest.mark.parametrize("runs", ["stage_one", "stage_two", "ar"], indirect=True)
 def test_stopped_between_checkpoints(runs):
-    stopped = runs.run("stopped", stop=(signal.SIGTERM, 6))  # noticed while step 7 is under way
+    stopped = runs.run("stopped", stop=(signal.SIGTERM, 5))  # noticed while step 6 is under way
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    assert "stopped at step 7, saved" in stopped.stdout
-    assert "step 8/" not in stopped.stdout
-    assert "7" in runs.saved("stopped")
-    assert [json.loads(line)["step"] for line in runs.metrics("stopped").splitlines()] == [1, 2, 2, 3, 4, 5, 5, 6, 7]
+    assert "stopped at step 6, saved" in stopped.stdout
+    assert "step 7/" not in stopped.stdout
+    assert "6" in runs.saved("stopped")
+    assert [json.loads(line)["step"] for line in runs.metrics("stopped").splitlines()] == [1, 2, 2, 3, 4, 5, 5, 6]
     again = runs.run("stopped")
     assert again.returncode == 0, again.stderr
-    assert "going on from step 7\n" in again.stdout
+    assert "going on from step 6\n" in again.stdout
     assert_same_end(runs, "stopped")
 
 
