@@ -87,7 +87,7 @@ class StopAt(loop.StopSignals):
         return 15 if step == self.after else 0
 
 
-@pytest.mark.parametrize("bad", [(0,), (5,), (5, 6), (3, 7), (11,), (9, 11, 12)], ids=str)
+@pytest.mark.parametrize("bad", [(0,), (5, 6), (9, 11, 12)], ids=str)
 def test_a_batch_that_is_not_sound_is_as_if_it_were_not_there(case, tmp_path, monkeypatch, capsys, bad):
     workdir, other = epath.Path(tmp_path / "run"), epath.Path(tmp_path / "other")
     assert case.run(workdir, bad) == 0
@@ -111,7 +111,7 @@ def test_a_batch_that_is_not_sound_is_as_if_it_were_not_there(case, tmp_path, mo
         )
 
 
-@pytest.mark.parametrize("after", [5, 6, 7, 8, 10])
+@pytest.mark.parametrize("after", [6, 8])
 def test_stopped_where_updates_are_skipped(case, tmp_path, monkeypatch, after):
     bad = (5, 7)
     workdir, other = epath.Path(tmp_path / "run"), epath.Path(tmp_path / "other")
