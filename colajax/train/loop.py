@@ -8,10 +8,11 @@ from colajax.parallel.agreement import from_first, share_errors
 from colajax.train.budgets import with_total_steps
 from colajax.train.evaluation import held_out_batches, make_evaluation
 from colajax.train.reporter import Reporter
-from colajax.train.setup import say, set_up
+from colajax.train.setup import Run, say, set_up
 from colajax.train.signals import StopSignals
 from colajax.train.state import is_finite
 from colajax.train.updates import AHEAD, Updates
+from colajax.train.watchdog import ended_if_it_hangs
 
 
 def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
@@ -22,7 +23,12 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
     configuration that does not fit itself, the devices, the records, or the run in workdir.
     """
     config = share_errors(lambda: with_total_steps(config, make_stage))
-    run = set_up(config, make_stage, epath.Path(workdir))
+    with ended_if_it_hangs(config.hang_seconds) as moved:
+        return _train(set_up(config, make_stage, epath.Path(workdir)), config, moved)
+
+
+def _train(run: Run, config, moved: Callable[[], None]) -> int:
+    """moved: to be called whenever the run has."""
     stage, mesh = run.stage, run.mesh
     evaluate = make_evaluation(stage, mesh)
     eval_batches = held_out_batches(
@@ -48,6 +54,7 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
             saving = marked or step % config.checkpoint_every == 0
             # Or the seconds of an evaluation or a save would have those of updates in them.
             for update in updates.settled(0 if evaluating or saving or stopping else AHEAD):
+                moved()
                 reporter.settled(update)
             if updates.stuck:
                 reporter.went_back(updates.go_back())
@@ -55,11 +62,13 @@ def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
             if evaluating and reached:
                 with reporter.evaluating(step) as found:
                     found(evaluate(updates.state, eval_batches))
+                moved()
             if (saving and reached) or stopping:
                 from_first(run.lease.check)
                 facts = stage.ledger(config.batch_size, updates.begun) | updates.facts()
                 with reporter.saving(updates.begun, bool(is_finite(updates.state))):
                     run.checkpoints.save(updates.state, facts)
+                moved()
         complete = updates.begun == config.total_steps
         if not complete:
             say(f"{run.workdir}: stopped at step {updates.begun}, saved; the same command goes on from there")

@@ -140,6 +140,8 @@ def _check_ranges(config) -> None:
             raise UserError(f"config.{key} is {config[key]}: expected at least 1")
     if config.spike_sigmas < 0:
         raise UserError(f"config.spike_sigmas is {config.spike_sigmas}: expected 0 (no bound) or more, such as 6")
+    if config.hang_seconds < 0:
+        raise UserError(f"config.hang_seconds is {config.hang_seconds}: expected 0 (never) or more")
     for key in ("seed", "data_seed"):
         check_seed(f"config.{key}", config[key])
 

@@ -1,0 +1,24 @@
+"""The end of a run that hangs: a device that does not answer, a collective that some process never comes to, a disk
+that blocks. Nothing else would end it, and a pod costs the same whether it moves or not."""
+
+import contextlib
+import faulthandler
+import sys
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def ended_if_it_hangs(seconds: int) -> Iterator[Callable[[], None]]:
+    """Yields what is to be called whenever the run has moved: where that does not come for so many seconds, Python
+    prints "Timeout" and where each thread is, on the standard error, and ends the process with status 1, so that its
+    supervisor starts it again. It does so from C: what hangs may hold every lock. 0: never."""
+
+    def moved() -> None:
+        if seconds > 0:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+
+    moved()
+    try:
+        yield moved
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,33 @@
+"""A real training that waits for ever for its data is ended, and says where it was."""
+
+import subprocess
+import sys
+
+import tiny_runs
+from tiny_runs import ROOT, environment
+
+HANGS = """
+import sys, time
+from colajax.errors import run_main
+from colajax.train import __main__, updates
+next_batch = updates.Updates.next_batch
+def never_comes(self):
+    while self.begun == 5:
+        time.sleep(1)
+    return next_batch(self)
+updates.Updates.next_batch = never_comes
+run_main(__main__.main)
+"""
+
+
+def test_a_run_that_hangs_is_ended(records, tmp_path):
+    overrides = (*tiny_runs.overrides("vae"), f"records={records}", "hang_seconds=25")
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS, "--config", tiny_runs.spec("vae"), "--workdir", str(tmp_path / "run"),
+         *(f"--config.{override}" for override in overrides)],
+        cwd=ROOT, env=environment(1), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "Timeout (0:00:25)!" in ended.stderr
+    assert "never_comes" in ended.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
