@@ -189,8 +189,8 @@ def _speed(runs, colours) -> str:
     rates = [Series(run.name, colours[run.name], points) for run in runs for points in _rates(run)]
     walls = {run.name: _wall(run) for run in runs}
     rows = [(name, [(what, wall[what], WALL[what]) for what in WALL]) for name, wall in walls.items()]
-    table = _table(["run", "starts", *(f"{what}, s" for what in WALL)], [
-        [run.name, str(sum(line["event"] == "start" for line in run.timeline)),
+    table = _table(["run", "starts", "batches skipped", *(f"{what}, s" for what in WALL)], [
+        [run.name, *(str(sum(line["event"] == event for line in run.timeline)) for event in ("start", "skipped")),
          *(_figure(round(walls[run.name][what], 2)) for what in WALL)] for run in runs
     ])  # fmt: skip
     legend = f"<p>{''.join(_key(colour, what) for what, colour in WALL.items())}</p>"
@@ -221,7 +221,7 @@ def _wall(run: WorkdirRecord) -> dict[str, float]:
         elif event == "save":
             wall["saves"] += seconds
             saving += seconds
-        else:
+        elif event == "train":
             waited = min(line.get("data_wait_seconds", 0.0), seconds)
             wall["waiting for data"] += waited
             what = "first line of a start (compiling)" if first else "updates"

@@ -13,7 +13,7 @@ from colajax.evals.families import FAMILIES
 from colajax.evals.tasks.report import read_report, reports_of
 from colajax.files import read_json
 from colajax.train.kept import run_config
-from colajax.train.metrics import read_lines
+from colajax.train.metrics import EVENTS, read_lines
 
 KINDS = {"vae": "stage 1", **FAMILIES}  # by the stage of a run
 _LARGEST = 1e30  # what is beyond is not drawn, as what is not a number is not
@@ -60,7 +60,7 @@ def _read(name: str, workdir: epath.Path) -> WorkdirRecord:
     if config["stage"] not in KINDS:
         raise UserError(f"{workdir}/config.json: a run of stage {config['stage']!r}; expected {', '.join(KINDS)}")
     metrics = _numbers(workdir / "metrics.jsonl", "kind", ("train", "eval"))
-    timeline = _numbers(workdir / "timeline.jsonl", "event", ("start", "train", "evaluation", "save"))
+    timeline = _numbers(workdir / "timeline.jsonl", "event", EVENTS)
     found = [_evaluation(path) for path in sorted(workdir.glob("evaluation*.json"))]
     return WorkdirRecord(
         name, workdir, config, KINDS[config["stage"]],

@@ -41,6 +41,9 @@ def _seconds(call) -> float:
     return time.perf_counter() - start
 
 
+EVENTS = ("start", "train", "evaluation", "save", "skipped", "went back")  # of timeline.jsonl
+
+
 class Lines:
     """A file of JSON objects, one a line, whole at every `flush`. What a run wrote before is kept, but for a last line
     that was cut."""
