@@ -20,6 +20,7 @@ WORKER = Path(__file__).parent / "mesh_worker.py"
 MESHES = ["8,1,1", "1,8,1", "1,1,8", "2,2,2", "1,4,2"]
 # Of what has no layers that the joint stage has not.
 FEWER = ["2,2,2", "1,4,2"]
+UPDATED = ["8,1,1", "1,1,8", "2,2,2", "1,4,2"]  # in production precision, which takes longest
 OPTIMISED = "2,2,2"  # compiled as production runs are; the others are quicker to compile
 # (processes, devices of each, mesh, families whose text they write): parameters and heads, or the batch and parameters,
 # lie across processes.
@@ -62,7 +63,7 @@ def updates() -> dict:
     """{mesh: the first update} in production precision, with gradients reduced in float32; and "bfloat16": on 2,2,2,
     reduced in bfloat16."""
     found = run_worker([("update", OPTIMISED, "float32")], optimised=True)
-    others = ["one", *(mesh for mesh in MESHES if mesh != OPTIMISED)]
+    others = ["one", *(mesh for mesh in UPDATED if mesh != OPTIMISED)]
     jobs = [*(("update", mesh, "float32") for mesh in others), ("update", "2,2,2", "bfloat16")]
     return dict(zip([OPTIMISED, *others, "bfloat16"], found + run_worker(jobs), strict=True))
 
@@ -81,7 +82,7 @@ def test_every_mesh_gives_the_loss_and_the_gradients_of_one_device(stage, mesh):
     assert_same_gradients(results("gradients", stage)[mesh], results("gradients", stage)["one"])
 
 
-@pytest.mark.parametrize("name", [*MESHES, "bfloat16"])
+@pytest.mark.parametrize("name", [*UPDATED, "bfloat16"])
 def test_an_update_in_production_precision_is_near_that_of_one_device(name):
     """train_step itself, bfloat16, remat dots."""
     found, expected = (np.frombuffer(base64.b64decode(updates()[which]), np.float32) for which in (name, "one"))

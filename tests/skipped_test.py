@@ -125,26 +125,27 @@ def test_stopped_where_updates_are_skipped(case, tmp_path, monkeypatch, after):
 
 
 def test_a_spike_is_skipped_where_it_is_asked_for(records, tmp_path, monkeypatch):
-    """Batch 80 has a loss of a hundred times its size: far from what the last ones had, and no less a number."""
-    length = ("total_steps=90", "log_every=1", "checkpoint_every=30", "eval_every=90")
+    """Batch 24 has a loss of a hundred times its size: far from what the last ones had, and no less a number."""
+    monkeypatch.setattr(updates, "LEAST", 16)
+    length = ("total_steps=30", "log_every=1", "checkpoint_every=15", "eval_every=30")
     asked = Case(records, (*length, "spike_sigmas=8.0"))
-    bad, factor = (80,), 100.0
+    bad, factor = (24,), 100.0
     folders = [epath.Path(tmp_path / name) for name in ("asked", "stopped", "other", "not asked")]
     workdir, stopped, other, unasked = folders
     assert asked.run(workdir, bad, factor) == 0
     (file,) = (workdir / "skipped").iterdir()
     found = json.loads(file.read_text())
-    assert found["batch"] == 80
+    assert found["batch"] == 24
     assert float(found["means"]["loss"]) > float(found["limits"]["loss"]) > 0
     # What it is judged by is in the checkpoints.
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "StopSignals", type("Stop", (StopAt,), {"after": 71}))
+        patch.setattr(loop, "StopSignals", type("Stop", (StopAt,), {"after": 21}))
         assert asked.run(stopped, bad, factor) == 128 + 15
     assert asked.run(stopped, bad, factor) == 0
     assert_same_run(stopped, workdir)
     assert Case(records, length).run(unasked, bad, factor) == 0
     assert not (unasked / "skipped").exists()
-    without(monkeypatch, 80)
+    without(monkeypatch, 24)
     assert asked.run(other, bad, factor) == 0
     assert_same_run(workdir, other)
 
