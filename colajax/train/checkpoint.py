@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -19,8 +20,19 @@ from colajax.parallel.agreement import from_first, share_errors
 from colajax.train.digests import METADATA, damage_of, has_digests, write_digests
 from colajax.train.state import TrainState
 
-# Of a save that fails it tells every task, with its traceback; what is to be said of it is said here, in a line.
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+# Of a save that fails they tell every task, with its traceback, hundreds of lines; what is to be said of it is raised
+# too, and said here in one.
+for _name in ("asyncio", "absl"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+def _without_closed_loops(unraisable, before=sys.unraisablehook) -> None:
+    """TensorStore, of what it was still to tell a save that has failed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        before(unraisable)
+
+
+sys.unraisablehook = _without_closed_loops
 
 FOLDER = "checkpoints"
 ASIDE = "damaged"  # folder of a workdir for checkpoints that are not what was written
@@ -121,6 +133,7 @@ class Checkpoints:
         except UserError as error:
             self._lost, reason = True, str(error)
             from_first(lambda: self._clear(reason))
+            self._manager.reload()  # or it takes one for removed that was to be when this one is there
 
     def _clear(self, reason: str) -> None:
         latest = latest_step(self._workdir)
