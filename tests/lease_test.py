@@ -14,6 +14,7 @@ from tiny_runs import ROOT, environment
 from colajax.errors import UserError
 from colajax.stages.vae import VAEStage
 from colajax.train import lease as module
+from colajax.train import loop
 from colajax.train.lease import FILE, Lease
 from colajax.train.loop import train
 
@@ -80,7 +81,7 @@ def test_one_that_was_killed_elsewhere_is_taken_for_dead_after_a_while(holder, t
     assert json.loads((tmp_path / FILE).read_text())["process"] == os.getpid()
 
 
-def test_one_that_was_frozen_ends_when_it_wakes(holder, tmp_path, quick):
+def test_one_that_was_frozen_leaves_to_another_what_it_took(holder, tmp_path, quick):
     holder.send_signal(signal.SIGSTOP)
     Lease(epath.Path(tmp_path)).take()
     holder.send_signal(signal.SIGCONT)
@@ -101,8 +102,6 @@ def test_what_is_not_a_lease_is_nobodys(tmp_path):
 
 def test_a_run_whose_workdir_was_taken_saves_nothing(tmp_path, records, monkeypatch):
     """Before its first checkpoint another takes it."""
-    from colajax.train import loop
-
     class Taken(loop.StopSignals):
         def agreed(self, step):
             if step == 2:

@@ -18,7 +18,7 @@ from colajax.sampling.load import SAMPLERS
 WORKER = Path(__file__).parent / "mesh_worker.py"
 # Each axis alone, each with each other one, all three.
 MESHES = ["8,1,1", "1,8,1", "1,1,8", "2,2,2", "1,4,2"]
-# Of what has no layers that the joint stage has not.
+# Of the other stages: all axes, and two of them unequal.
 FEWER = ["2,2,2", "1,4,2"]
 UPDATED = ["8,1,1", "1,1,8", "2,2,2", "1,4,2"]  # in production precision, which takes longest
 OPTIMISED = "2,2,2"  # compiled as production runs are; the others are quicker to compile

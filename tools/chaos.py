@@ -15,6 +15,7 @@ python tools/chaos.py --out DIR --result FILE --checkpoints FOLDER -- COMMAND ..
 The status is 1 where a trial did not come to the same end.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ if __name__ == "__main__":
     begin()
 
 from colajax.chaos.faults import FAULTS
-from colajax.chaos.trial import LATE, SAME, Subject, reference_of, table_of, trials, write_log
+from colajax.chaos.trial import LATE, SAME, Subject, reference_of, table_of, trials
 from colajax.data.jsonl import write_jsonl
 from colajax.data.prepare import prepare
 from colajax.data.tokenizer import train_sentencepiece
@@ -66,7 +67,8 @@ def main() -> None:
     found = []
     for trial in trials({name: FAULTS[name][1] if args.full else args.times for name in faults}, args.seed, subject,
                         reference, out):  # fmt: skip
-        write_log(out / "trials.jsonl", trial)
+        with (out / "trials.jsonl").open("a") as log:
+            log.write(json.dumps(trial) + "\n")
         found.append(trial)
         said = f"{trial['done']}: {trial['end']}, {trial['seconds']:.0f} s"
         print(f"{trial['fault']} {trial['seed']}: {said}", flush=True)

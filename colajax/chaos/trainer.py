@@ -21,12 +21,10 @@ class Trainer:
         self._command = [word.replace("{workdir}", str(workdir)) for word in command]
         self.workdir, self.checkpoints = workdir, workdir / checkpoints
         self.log = workdir.with_suffix(".log")
-        self.starts = 0
         self.start()
 
     def start(self) -> None:
         """Also again, after the supervisor has ended."""
-        self.starts += 1
         with self.log.open("ab") as out:
             self._supervisor = subprocess.Popen(
                 ["bash", str(SUPERVISOR), *self._command], start_new_session=True, stdin=subprocess.DEVNULL,

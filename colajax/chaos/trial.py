@@ -1,7 +1,6 @@
 """Trials: a training that a fault is done to, and whether it comes to the end of one that was left alone."""
 
 import hashlib
-import json
 import random
 import shutil
 import time
@@ -119,8 +118,3 @@ def table_of(found: list[dict]) -> str:
         share = f"{same} ({same / max(len(mine), 1):.0%})"
         rows.append(f"| {fault} | {len(mine)} | {share} | {lost} | {seconds:.0f} | {others} |")
     return "\n".join(rows)
-
-
-def write_log(path: Path, found: dict) -> None:
-    with path.open("a") as log:
-        log.write(json.dumps(found) + "\n")

@@ -38,6 +38,7 @@ class Board:
     def __init__(self, folder, step: int):
         """step: of what a run goes on from; what the folder has of later ones is not shown any more."""
         self._folder, self._waiting, self._dropped = os.fspath(folder), deque(), 0
+        self._in_file = 0  # events
         self._lock, self._wake, self._closed = threading.Lock(), threading.Event(), False
         self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._thread = threading.Thread(target=self._work, name="TensorBoard", daemon=True)

@@ -20,10 +20,10 @@ from colajax.parallel.agreement import from_first, share_errors
 from colajax.train.digests import METADATA, damage_of, has_digests, write_digests
 from colajax.train.state import TrainState
 
-# Of a save that fails they tell every task, with its traceback, hundreds of lines; what is to be said of it is raised
-# too, and said here in one.
-for _name in ("asyncio", "absl"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+# Of a save that fails asyncio and Orbax log every task, with its traceback, in hundreds of lines. The exception is
+# raised too, and said here in one.
+for _logger in map(logging.getLogger, ("asyncio", "absl")):
+    _logger.addFilter(lambda record: not record.exc_info)
 
 
 def _without_closed_loops(unraisable, before=sys.unraisablehook) -> None:
@@ -169,7 +169,7 @@ def previous_step(workdir, step: int) -> int | None:
     return next((other for other in _whole_steps(workdir) if other < step), None)
 
 
-def set_aside(workdir: epath.Path, after: int) -> None:
+def set_later_aside(workdir: epath.Path, after: int) -> None:
     """Moves the checkpoints of later steps to WORKDIR/damaged, and says so; to be called in one process."""
     for step in [step for step in _whole_steps(workdir) if step > after]:
         warn(f"{step_folder(workdir, step)}: moved to {_move_aside(workdir, step)}")

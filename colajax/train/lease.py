@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from colajax.errors import UserError
+from colajax.errors import UserError, tell
 from colajax.files import process_runs, write_whole
 from colajax.parallel.processes import is_first
 
@@ -35,7 +35,7 @@ class Lease:
         held = self._read()
         contended = held is not None and not self._is_dead(held)
         if contended:
-            print(f"{self._path}: of {_who(held)}; waiting {DEAD:.0f} s for a sign of it", flush=True)
+            tell(f"{self._path}: of {_who(held)}; waiting {DEAD:.0f} s for a sign of it")
             until = time.monotonic() + DEAD
             while time.monotonic() < until and (now := self._read()) is not None:
                 if now != held:

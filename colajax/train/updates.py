@@ -16,7 +16,7 @@ import numpy as np
 
 from colajax.parallel.agreement import from_first, share_errors
 from colajax.parallel.batch import global_batch, local_rows
-from colajax.train.checkpoint import previous_step, set_aside
+from colajax.train.checkpoint import previous_step, set_later_aside
 from colajax.train.setup import Run
 from colajax.train.step import make_train_step, watched
 
@@ -163,7 +163,7 @@ class Updates:
         step = from_first(lambda: previous_step(run.workdir, self.begun))
         if step is None or (self._went_back_to is not None and step <= self._went_back_to):
             return None
-        from_first(lambda: set_aside(run.workdir, step))
+        from_first(lambda: set_later_aside(run.workdir, step))
         run.checkpoints.reload()
         self.state, self._went_back_to = run.checkpoints.restore(step, run.like), step
         self._begin_at(step, self._facts_of(step), batch)
