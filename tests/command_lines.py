@@ -4,7 +4,9 @@ import contextlib
 import gzip
 import importlib
 import io
+import itertools
 import json
+import os
 import shutil
 import signal
 import sys
@@ -217,4 +219,5 @@ def assert_refused(errors: str) -> None:
 
 
 def tree(base: Path) -> list[str]:
-    return sorted(str(path.relative_to(base)) for path in base.rglob("*"))
+    """Every folder and file in it."""
+    return sorted(f"{folder}/{name}" for folder, *named in os.walk(base) for name in itertools.chain(*named))

@@ -30,7 +30,7 @@ THEIR_NAMES = {
 
 
 def llama(*, causal, mask_row=False, config=CONFIG, **options):
-    return Functional(lambda rngs: Llama(config, causal=causal, mask_row=mask_row, rngs=rngs, **options))
+    return Functional(Llama, config, causal=causal, mask_row=mask_row, **options)
 
 
 def their_names(tree: dict) -> dict[str, np.ndarray]:

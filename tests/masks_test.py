@@ -10,6 +10,7 @@ import tiny_models
 
 from colajax.hf import layout
 from colajax.models.attention import KVCache
+from colajax.models.layers import Functional
 
 SIZE, LATENTS, SAMPLES = 4, 10, 2  # two whole blocks and a part of one
 BLOCK = np.arange(LATENTS) // SIZE
@@ -38,13 +39,13 @@ def per_sample(mask):
 
 
 def module_of(kind, config):
-    return layout.functional(kind, config).bind(tiny_models.random_params(kind, config))
+    return Functional(kind.make, config).bind(tiny_models.random_params(kind, config))
 
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_encoder(patch):
     config = dataclasses.replace(tiny_models.VAE, patch_size=patch)
-    vae, params = layout.functional(layout.VAE, config), tiny_models.random_params(layout.VAE, config)
+    vae, params = Functional(layout.VAE.make, config), tiny_models.random_params(layout.VAE, config)
     # Each position its own token, so that a row of the table stands for a position.
     tokens = rng.permutation(config.vocab_size)[: SAMPLES * LATENTS * patch]
 

@@ -7,6 +7,7 @@ results.
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -19,7 +20,6 @@ import numpy as np
 import optax
 import tiny_models
 import tiny_runs
-from jax.experimental import multihost_utils
 
 from colajax.axes import by_sample
 from colajax.data.loader import Loader
@@ -49,9 +49,8 @@ def mesh_of(name: str):
     return make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
 
 
-def whole(tree):
-    """Arrays over any mesh as numpy, in every process."""
-    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+def flat(tree) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def gradients(mesh, stage_name: str) -> dict:
@@ -74,37 +73,48 @@ def gradients(mesh, stage_name: str) -> dict:
             examples = jax.tree.map(by_sample, stage.examples(tokens, draw))
             return batch_gradients(stage, state, examples, stage.groups, 1)
 
-    found, means = whole(jax.jit(run, out_shardings=replicated(mesh))(state, tokens))
-    flat, _ = jax.flatten_util.ravel_pytree(found)
-    return {"loss": float(means["loss"]), "gradients": np.asarray(flat, np.float64).tolist()}
+    found, means = jax.device_get(jax.jit(run, out_shardings=replicated(mesh))(state, tokens))
+    return {"loss": float(means["loss"]), "gradients": flat(found).astype(np.float64).tolist()}
 
 
-def update(mesh, reduction: str) -> str:
-    """The gradients of the first update of a stage 2 at the quickstart's widths, from AdamW's first moments: flattened,
-    the bytes of float32 in base64."""
+def production(reduction: str):
+    """A stage 2 at the quickstart's widths in production precision: (configuration, stage, optimizer)."""
     config = load_config(
         tiny_runs.spec("joint"),
         ["compute_dtype=bfloat16", f"gradient_reduction={reduction}", "remat=dots", "optimizer.clip=1e9",
          "dit.num_layers=1"],
     )  # fmt: skip
     stage = JointStage(config, 0)
-    optimizer = optimizer_of(config, stage)
-    like = abstract_state(stage, optimizer, mesh)
-    state = fresh_state(stage, optimizer, like, seed=0)
-    rng = np.random.default_rng(1)  # away from the zeros at which a prior begins
-    noisy = [np.asarray(x) + 0.02 * rng.standard_normal(x.shape, np.float32) for x in jax.tree.leaves(state.params)]
-    params = jax.tree.structure(state.params).unflatten(noisy)
-    state = dataclasses.replace(state, params=jax.device_put(params, shardings_of(like.params)))
-    # Words as often as in a text: the first is one in eight.
+    return config, stage, optimizer_of(config, stage)
+
+
+@functools.cache
+def beginning() -> tuple:
+    """(state, batch) of it as numpy, away from the zeros at which a prior begins; words are as often as in a text, the
+    first one in eight."""
+    config, stage, optimizer = production("float32")
+    like = abstract_state(stage, optimizer, mesh_of("one"))
+    state = jax.device_get(fresh_state(stage, optimizer, like, seed=0))
+    rng = np.random.default_rng(1)
+    noisy = [x + 0.02 * rng.standard_normal(x.shape, np.float32) for x in jax.tree.leaves(state.params)]
     share = 1 / np.arange(1, config.vae.vocab_size)
     tokens = 1 + rng.choice(len(share), (config.batch_size, config.sequence_length), p=share / share.sum())
-    tokens = tokens.astype(np.int32)[local_rows(mesh, config.batch_size)]
+    params = jax.tree.structure(state.params).unflatten(noisy)
+    return dataclasses.replace(state, params=params), tokens.astype(np.int32)
+
+
+def update(mesh, reduction: str) -> str:
+    """The gradients of the first update, from AdamW's first moments: flattened, the bytes of float32 in base64."""
+    config, stage, optimizer = production(reduction)
+    state, tokens = beginning()
+    like = abstract_state(stage, optimizer, mesh)
+    state = jax.device_put(state, shardings_of(like))
     step = make_train_step(stage, optimizer, like, seed=1, parts=1, reduction=reduction)
     limits = dict.fromkeys(watched(stage, stage.groups), np.float32(np.inf))
     state, _ = step(state, global_batch(mesh, tokens, config.batch_size), np.int32(0), limits, stage.groups)
-    moments = [slots for slots in jax.tree.leaves(whole(state.opt_state), is_leaf=is_adam) if is_adam(slots)]
-    flat, _ = jax.flatten_util.ravel_pytree([slots.mu for slots in moments])
-    return base64.b64encode(np.asarray(flat / (1 - config.optimizer.b1), np.float32)).decode()
+    moments = [slots for slots in jax.tree.leaves(jax.device_get(state.opt_state), is_leaf=is_adam) if is_adam(slots)]
+    gradients = flat([slots.mu for slots in moments]) / np.float32(1 - config.optimizer.b1)
+    return base64.b64encode(gradients).decode()
 
 
 def is_adam(slots) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 
 from colajax.hf import layout
+from colajax.models.layers import Functional
 from colajax.sampling.cola import Sampler
 from colajax.sampling.settings import SamplingSettings
 
@@ -65,7 +66,7 @@ def test_vae(written):
     latents, patch = lengths_of_latents(model.config.block_size), model.config.patch_size
     tokens = rng.integers(0, model.config.mask_id + 1, (3, max(latents) * patch))
     z = rng.standard_normal((3, max(latents), model.config.latent_dim)).astype(np.float32)
-    vae = layout.functional(layout.VAE, model.config)
+    vae = Functional(layout.VAE.make, model.config)
 
     @jax.jit
     def outputs(params, tokens, z, lengths):
@@ -91,7 +92,7 @@ def test_prior_on_two_copies(written):
     is_noisy = np.zeros(z.shape[:3], bool)
     is_noisy[:, 1] = True
     is_noisy[1, 1, : model.config.block_size // 2] = False
-    dit = layout.functional(layout.DIT, model.config)
+    dit = Functional(layout.DIT.make, model.config)
     positions = jnp.arange(max(latents))
     call = jax.jit(lambda params, z: dit.bind(params)(z, times, is_noisy, positions, lengths=jnp.array(latents))[0])
     velocity = call(model.params, z)

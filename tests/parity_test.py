@@ -16,6 +16,7 @@ import pytest
 import tokenizers
 
 from colajax.hf import layout, names
+from colajax.models.layers import Functional
 from colajax.sampling.cola import Sampler
 from colajax.sampling.settings import SamplingSettings
 
@@ -57,7 +58,7 @@ def close(actual, expected, where, *, atol=2e-4, rtol=0.0):
 
 
 def check_vae(model, arrays):
-    vae = layout.functional(layout.VAE, model.config)
+    vae = Functional(layout.VAE.make, model.config)
     patch, groups = model.config.patch_size, arrays.numbered("vae")
     tokens, lengths = stack([arrays[f"{g}/tokens"] for g in groups])
     z, _ = stack([arrays[f"{g}/z"] for g in groups])
@@ -78,7 +79,7 @@ def check_vae(model, arrays):
 
 
 def check_dit(model, arrays):
-    dit, groups = layout.functional(layout.DIT, model.config), arrays.numbered("dit")
+    dit, groups = Functional(layout.DIT.make, model.config), arrays.numbered("dit")
     z0, lengths = stack([arrays[f"{g}/z0"] for g in groups])
     zt, _ = stack([arrays[f"{g}/zt"] for g in groups])
     t, _ = stack([arrays[f"{g}/t"] for g in groups])
@@ -141,7 +142,7 @@ def check_norms(kind, config, gradient, arrays, prefix):
 
 
 def check_flow_gradient(model, arrays):
-    dit = layout.functional(layout.DIT, model.config)
+    dit = Functional(layout.DIT.make, model.config)
     z0, z1, t = arrays["dit/0/z0"], arrays["grad/fm/z1"], arrays["grad/fm/t"]
 
     def loss(params, z0):
@@ -157,7 +158,7 @@ def check_flow_gradient(model, arrays):
 
 
 def check_reconstruction_gradient(model, arrays):
-    vae = layout.functional(layout.VAE, model.config)
+    vae = Functional(layout.VAE.make, model.config)
     tokens = arrays[f"vae/{arrays['grad/rec/sample']}/tokens"]
     tokens = np.where(tokens == model.config.mask_id, model.config.vocab_size - 1, tokens)[None]
 

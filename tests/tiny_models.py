@@ -7,6 +7,7 @@ import numpy as np
 
 from colajax.hf import layout
 from colajax.models.config import DiTConfig, LlamaConfig, VAEConfig
+from colajax.models.layers import Functional
 
 VAE = VAEConfig(
     vocab_size=40, dim=16, ffn_dim=24, num_heads=2, encoder_num_blocks=2, decoder_num_blocks=2, latent_dim=4,
@@ -32,7 +33,7 @@ def random_sampler(family, **others):
 
 def random_params(kind: layout.Kind, config, seed: int = 0) -> dict:
     """Numpy float32 parameters of an exported module."""
-    return random_tree(layout.functional(kind, config).shapes(), seed)
+    return random_tree(Functional(kind.make, config).shapes(), seed)
 
 
 def random_tree(shapes: dict, seed: int = 0) -> dict:

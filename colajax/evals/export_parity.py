@@ -24,6 +24,7 @@ from colajax.hf import layout, shards
 from colajax.hf.export import MANIFEST, kinds_of
 from colajax.hf.local_files import fetched
 from colajax.models.config import from_mapping
+from colajax.models.layers import Functional
 from colajax.sampling.cola import Sampler
 from colajax.sampling.load import SAMPLERS, run_tokenizer
 from colajax.sampling.settings import SamplingSettings
@@ -164,7 +165,7 @@ def _compare_vae(config, params: dict, model, rng) -> list[Difference]:
     tokens = rng.integers(0, config.vocab_size, (_ROWS, _BLOCKS * config.block_size * config.patch_size))
     tokens[:, 1] = config.mask_id
     z = rng.standard_normal((_ROWS, _BLOCKS * config.block_size, config.latent_dim)).astype(np.float32)
-    vae = layout.functional(layout.VAE, config)
+    vae = Functional(layout.VAE.make, config)
 
     @jax.jit
     def outputs(params, tokens, z):
@@ -189,7 +190,7 @@ def _compare_dit(config, params: dict, model, rng) -> list[Difference]:
     times = rng.uniform(0.1, 1, _ROWS).astype(np.float32)
     is_noisy = np.ones(shape[:2], bool)
     is_noisy[0, :2] = False  # as where a prompt ends inside a block
-    dit = layout.functional(layout.DIT, config)
+    dit = Functional(layout.DIT.make, config)
 
     @jax.jit
     def velocity(params, z, times, is_noisy):

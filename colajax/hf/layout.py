@@ -8,7 +8,6 @@ import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -82,10 +81,6 @@ class HFModel(NamedTuple):
     params: dict
     json: dict
     tables: dict
-
-
-def functional(kind: Kind, config, *, dtype=jnp.float32, remat="none") -> Functional:
-    return Functional(lambda rngs: kind.make(config, dtype=dtype, remat=remat, rngs=rngs))
 
 
 def stage_in(hf) -> str:
@@ -191,7 +186,7 @@ def open_model(kind: Kind, folder) -> OpenModel:
     present = {name: tensor.shape for name, tensor in stored.items()}
     read = lambda name: stored[name].read()  # noqa: E731
     tables = _take_rope_tables(config, present, read, folder) if kind is DIT else {}
-    shapes = functional(kind, config).shapes()
+    shapes = Functional(kind.make, config).shapes()
     names.check_tensors(kind.names, shapes, config, present, str(folder))
     return OpenModel(config, found, tables, shapes, read)
 
@@ -249,7 +244,7 @@ def tensors(kind: Kind, config, params: dict, tables: dict | None = None):
 def specs(kind: Kind, config, dtype: str) -> dict[str, shards.Spec]:
     """HF name -> shape and dtype of everything the released file holds. The rotary tables stay float32: rounded, they
     would turn far positions by other angles."""
-    shapes = names.expected_shapes(kind.names, functional(kind, config).shapes(), config)
+    shapes = names.expected_shapes(kind.names, Functional(kind.make, config).shapes(), config)
     found = {name: shards.Spec(tuple(shape), dtype) for name, shape in shapes.items()}
     if kind is DIT:
         for i in range(config.num_layers):

@@ -180,16 +180,24 @@ def scan_layers(stacked: nnx.Module, apply: Callable, x, xs=None, *, remat: str 
     return jax.lax.scan(body, x, (params, xs), unroll=unrolled)
 
 
+@functools.cache  # tracing takes a good part of a second
+def _abstract(make: Callable[..., nnx.Module], config, **options) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: make(config, **options, rngs=nnx.Rngs(0))))
+
+
 class Functional:
     """A module as two plain functions: `init(key)` draws a plain dict of float32 arrays, `bind(params)` is the module
-    over such a dict. The only way in which the rest of the project meets Flax."""
+    over such a dict. The only way in which the rest of the project meets Flax.
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
-        self._make = make
-        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    The module is make(config, **options, rngs=...).
+    """
+
+    def __init__(self, make: Callable[..., nnx.Module], config, **options):
+        self._make = functools.partial(make, config, **options)
+        self._graphdef, self._abstract = _abstract(make, config, **options)
 
     def init(self, key: jax.Array) -> dict:
-        return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key))))
+        return nnx.to_pure_dict(nnx.state(self._make(rngs=nnx.Rngs(key))))
 
     def shapes(self) -> dict:
         """The dict of `init`, of ShapeDtypeStructs, nothing allocated."""

@@ -69,5 +69,5 @@ def _kept_per_row(config: FrozenConfigDict, make_stage: Callable) -> int:
         found = jax.eval_shape(residuals, *stage_shapes, tokens)
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(found))
 
-    stage_shapes = jax.eval_shape(lambda key: stage.begin(stage.init(key), None), jax.random.key(0))
+    stage_shapes = jax.eval_shape(lambda params: stage.begin(params, None), stage.shapes())
     return (kept(2 * config.batch_size) - kept(config.batch_size)) // config.batch_size

@@ -36,7 +36,7 @@ def latents_of(workdir, config: dict, records) -> Latents:
     tokenizer, held_out = run_tokenizer(workdir), Records.open(records, "validation")
     check_tokenizer(held_out.metadata, tokenizer)
     vae = from_mapping(VAEConfig, config["vae"], f"{workdir}: vae")
-    model = Functional(lambda rngs: TextVAE(vae, dtype=jnp.float32, rngs=rngs))
+    model = Functional(TextVAE, vae, dtype=jnp.float32)
     step, params = read_params(workdir, like=parameters_like({"vae": model}, make_mesh(EVERY_DEVICE)))
     if not all_finite(params):
         raise UserError(f"{workdir}: step {step} holds NaN or infinity among its parameters; leave this run out")

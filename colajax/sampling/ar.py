@@ -62,8 +62,7 @@ class ARSampler(BaseSampler):
 
     @staticmethod
     def models(configs: dict, dtype=jnp.float32) -> dict[str, Functional]:
-        make = dict(causal=True, mask_row=False, dtype=dtype)
-        return {"llama": Functional(lambda rngs: Llama(configs["llama"], **make, rngs=rngs))}
+        return {"llama": Functional(Llama, configs["llama"], causal=True, mask_row=False, dtype=dtype)}
 
     @classmethod
     def of(cls, configs: dict, params: dict, **others) -> "ARSampler":

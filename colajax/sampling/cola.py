@@ -77,8 +77,8 @@ class Sampler(BaseSampler):
     @staticmethod
     def models(configs: dict, dtype=jnp.float32) -> dict[str, Functional]:
         return {
-            "vae": Functional(lambda rngs: TextVAE(configs["vae"], dtype=dtype, rngs=rngs)),
-            "dit": Functional(lambda rngs: DiT(configs["dit"], dtype=dtype, rngs=rngs)),
+            "vae": Functional(TextVAE, configs["vae"], dtype=dtype),
+            "dit": Functional(DiT, configs["dit"], dtype=dtype),
         }
 
     @classmethod

@@ -58,8 +58,7 @@ class LLaDASampler(BaseSampler):
 
     @staticmethod
     def models(configs: dict, dtype=jnp.float32) -> dict[str, Functional]:
-        make = dict(causal=False, mask_row=True, dtype=dtype)
-        return {"llama": Functional(lambda rngs: Llama(configs["llama"], **make, rngs=rngs))}
+        return {"llama": Functional(Llama, configs["llama"], causal=False, mask_row=True, dtype=dtype)}
 
     @classmethod
     def of(cls, configs: dict, params: dict, **others) -> "LLaDASampler":

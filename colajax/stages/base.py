@@ -32,7 +32,7 @@ class Stage(abc.ABC):
     init_from: str = ""  # workdir of another run that this one begins with
     init_step: int | None = None  # of its checkpoint; None: the latest
     init_groups: tuple[str, ...] = ()  # what it takes from there
-    groups: tuple[str, ...]  # top-level parameter groups, each clipped and optimised on its own
+    groups: tuple[str, ...]  # of parameters, each clipped and optimised on its own; a model (Functional) of each name
     weights: Mapping[str, float]  # of the terms in the loss; the others are reported only
     DENOMINATORS: Mapping[str, str]  # term -> count; "latents" for a term that is not named
     rows_together = 1  # so many rows in a row belong together: a part of a batch has a multiple of them
@@ -45,9 +45,13 @@ class Stage(abc.ABC):
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters, {group: tree}."""
 
-    @abc.abstractmethod
+    def shapes(self) -> dict:
+        """The parameters as ShapeDtypeStructs, {group: tree}: nothing is allocated."""
+        return {group: getattr(self, group).shapes() for group in self.groups}
+
     def axes(self) -> dict:
         """The logical axes of the parameters, {group: tree}: see `models.layers.Functional.axes`."""
+        return {group: getattr(self, group).axes() for group in self.groups}
 
     def frozen_axes(self) -> dict:
         """The same of `frozen`."""

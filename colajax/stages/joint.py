@@ -40,7 +40,7 @@ class JointStage(TextVAEStage):
         if not self.vae_config.block_causal:
             raise UserError("config.vae.block_causal: expected True: the sampler decodes block by block")
         dtype = jnp.dtype(config.compute_dtype)
-        self.dit = Functional(lambda rngs: DiT(self.dit_config, dtype=dtype, remat=config.remat, rngs=rngs))
+        self.dit = Functional(DiT, self.dit_config, dtype=dtype, remat=config.remat)
         self.init_from, self.init_step = config.init_from, config.init_step
         self.weights = self._weights()
         self.nominal_params = nominal_params(config.compute_params, parameter_count(self.dit.shapes()), "config.dit")
@@ -81,9 +81,6 @@ class JointStage(TextVAEStage):
     def init(self, key: jax.Array) -> dict:
         vae_key, dit_key = jax.random.split(key)
         return {"vae": self.vae.init(vae_key), "dit": self.dit.init(dit_key)}
-
-    def axes(self) -> dict:
-        return {"vae": self.vae.axes(), "dit": self.dit.axes()}
 
     def frozen_axes(self) -> dict:
         return {"reference": self.encoder.axes()}

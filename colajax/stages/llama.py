@@ -24,8 +24,7 @@ class LlamaStage(Stage):
         self.vocab_size = self.llama_config.vocab_size
         check_step(config, self.rows_together)
         make = dict(causal=self.causal, mask_row=not self.causal, remat=config.remat)
-        dtype = jnp.dtype(config.compute_dtype)
-        self.llama = Functional(lambda rngs: Llama(self.llama_config, dtype=dtype, **make, rngs=rngs))
+        self.llama = Functional(Llama, self.llama_config, dtype=jnp.dtype(config.compute_dtype), **make)
         # The paper's 1.8e9 are the layers: its two tables of words have 0.4e9 more.
         shapes = self.llama.shapes()
         count = parameter_count({name: shapes[name] for name in ("blocks", "norm")})
@@ -36,9 +35,6 @@ class LlamaStage(Stage):
 
     def init(self, key: jax.Array) -> dict:
         return {"llama": self.llama.init(key)}
-
-    def axes(self) -> dict:
-        return {"llama": self.llama.axes()}
 
     def scores(self, params: dict, inputs, targets, lengths=None):
         """-log p(target) (B, T) in nats, and (B, T) booleans: whether the target is the most likely token."""

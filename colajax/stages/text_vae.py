@@ -36,8 +36,8 @@ class TextVAEStage(Stage):
         self.rows_together = self._rows_together()
         check_step(config, self.rows_together, "accumulation_steps * mask_every")
         make = dict(dtype=jnp.dtype(config.compute_dtype), remat=config.remat)
-        self.vae = Functional(lambda rngs: TextVAE(self.vae_config, **make, rngs=rngs))
-        self.encoder = Functional(lambda rngs: Encoder(self.vae_config, **make, rngs=rngs))
+        self.vae = Functional(TextVAE, self.vae_config, **make)
+        self.encoder = Functional(Encoder, self.vae_config, **make)
 
     def _rows_together(self) -> int:
         """Masked views are of every so many-th row."""

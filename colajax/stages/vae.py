@@ -22,9 +22,6 @@ class VAEStage(TextVAEStage):
     def init(self, key: jax.Array) -> dict:
         return {"vae": self.vae.init(key)}
 
-    def axes(self) -> dict:
-        return {"vae": self.vae.axes()}
-
     def terms(self, params, frozen, examples, trainable, diagnostics=False) -> dict:
         return self.vae_terms(params["vae"], examples)[0]
 

@@ -86,7 +86,7 @@ class Optimizer(NamedTuple):
 
 def optimizer_of(config, stage) -> Optimizer:
     """The optimizer that a configuration gives to the parameters of its stage."""
-    return make_optimizer(config.optimizer, jax.eval_shape(stage.init, jax.random.key(0)), config.total_steps)
+    return make_optimizer(config.optimizer, stage.shapes(), config.total_steps)
 
 
 def make_optimizer(config, shapes: dict, total_steps: int) -> Optimizer:

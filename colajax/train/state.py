@@ -30,14 +30,14 @@ def is_finite(state: TrainState) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
 
 
-def _begin(stage, optimizer: Optimizer, key: jax.Array, loaded: dict | None) -> TrainState:
-    params, frozen = stage.begin(stage.init(key), loaded)
+def _begin(stage, optimizer: Optimizer, params: dict, loaded: dict | None) -> TrainState:
+    params, frozen = stage.begin(params, loaded)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen)
 
 
 def state_shapes(stage, optimizer: Optimizer) -> TrainState:
     """The state as ShapeDtypeStructs: nothing is allocated."""
-    return jax.eval_shape(lambda: _begin(stage, optimizer, jax.random.key(0), None))
+    return jax.eval_shape(lambda params: _begin(stage, optimizer, params, None), stage.shapes())
 
 
 def abstract_state(stage, optimizer: Optimizer, mesh: Mesh) -> TrainState:
@@ -61,5 +61,5 @@ def abstract_state(stage, optimizer: Optimizer, mesh: Mesh) -> TrainState:
 def fresh_state(stage, optimizer: Optimizer, like: TrainState, *, seed: int, loaded: dict | None = None) -> TrainState:
     """The state before the first update, laid out as `like`; loaded: the parameters of the run it begins with."""
     key = jax.random.fold_in(jax.random.key(seed), int(Purpose.INIT))
-    make = jax.jit(lambda loaded: _begin(stage, optimizer, key, loaded), out_shardings=shardings_of(like))
+    make = jax.jit(lambda loaded: _begin(stage, optimizer, stage.init(key), loaded), out_shardings=shardings_of(like))
     return make(loaded)
