@@ -4,9 +4,11 @@ import argparse
 import os
 import pathlib
 import sys
+import time
 
 from colajax.errors import UserError, end_at_once_on_interrupt
 
+BEGAN = time.time()  # of the process, but for Python's own start
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX reads it when it is imported
 
 

@@ -9,6 +9,7 @@ from colajax.reporting.chart import Series, bars, chart, shown
 from colajax.reporting.latents import Latents
 from colajax.reporting.workdir import WorkdirRecord
 from colajax.train.config import flatten
+from colajax.train.goodput import KINDS, totals
 
 # Okabe and Ito's palette, told apart without colour vision; families as in the scaling figure, others what is left.
 FAMILY_COLOURS = {"cola": "#D55E00", "ar": "#0072B2", "llada": "#009E73", "stage 1": "#CC79A7"}
@@ -24,8 +25,9 @@ HEALTH = (
 )
 LOSSES = ("loss", "reconstruction", "flow", "mask", "next_token", "masked_tokens", "accuracy", "mask_accuracy")
 BY_TIME = {"flow_time_": "flow loss by time", "masked_time_": "masked-token loss by time"}
-WALL = {"first line of a start (compiling)": "#999999", "updates": "#0072B2", "waiting for data": "#E69F00",
-        "evaluations": "#009E73", "saves": "#CC79A7"}  # fmt: skip
+SPENT = dict(zip(
+    KINDS, ("#999999", "#56B4E9", "#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00"), strict=True
+))  # fmt: skip
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1320px;margin:24px auto;padding:0 20px}
 h1{font-size:24px}h2{font-size:18px;margin:34px 0 8px;border-bottom:1px solid #ddd}p{margin:6px 0;max-width:900px}
 .note{color:#666;font-size:13px}.charts{display:flex;flex-wrap:wrap;gap:8px}svg{width:420px;height:250px}
@@ -187,13 +189,13 @@ def _token_key(item: tuple[str, Latents]) -> str:
 
 def _speed(runs, colours) -> str:
     rates = [Series(run.name, colours[run.name], points) for run in runs for points in _rates(run)]
-    walls = {run.name: _wall(run) for run in runs}
-    rows = [(name, [(what, wall[what], WALL[what]) for what in WALL]) for name, wall in walls.items()]
-    table = _table(["run", "starts", "batches skipped", *(f"{what}, s" for what in WALL)], [
+    spent = {run.name: dict.fromkeys(KINDS, 0.0) | totals(run.timeline) for run in runs}
+    rows = [(name, [(kind, found[kind], SPENT[kind]) for kind in KINDS]) for name, found in spent.items()]
+    table = _table(["run", "starts", "batches skipped", *(f"{kind}, s" for kind in KINDS)], [
         [run.name, *(str(sum(line["event"] == event for line in run.timeline)) for event in ("start", "skipped")),
-         *(_figure(round(walls[run.name][what], 2)) for what in WALL)] for run in runs
+         *(_figure(round(spent[run.name][kind], 2)) for kind in KINDS)] for run in runs
     ])  # fmt: skip
-    legend = f"<p>{''.join(_key(colour, what) for what, colour in WALL.items())}</p>"
+    legend = f"<p>{''.join(_key(colour, kind) for kind, colour in SPENT.items())}</p>"
     charts = _charts([chart("tokens a second", [line for line in rates if line.points], x="step")])
     return charts + legend + bars(rows, "s") + table if any(run.timeline for run in runs) else ""
 
@@ -207,27 +209,6 @@ def _rates(run: WorkdirRecord) -> list[list[tuple[float, float]]]:
         if line["event"] == "train" and "tokens_per_second" in line:
             found[-1].append((line["step"], line["tokens_per_second"]))
     return found
-
-
-def _wall(run: WorkdirRecord) -> dict[str, float]:
-    """Seconds by what they went to. A save counts in the seconds of the log line after it: taken out there."""
-    wall, first, saving = dict.fromkeys(WALL, 0.0), True, 0.0
-    for line in run.timeline:
-        seconds, event = line.get("seconds", 0.0), line["event"]
-        if event == "start":
-            first, saving = True, 0.0
-        elif event == "evaluation":
-            wall["evaluations"] += seconds
-        elif event == "save":
-            wall["saves"] += seconds
-            saving += seconds
-        elif event == "train":
-            waited = min(line.get("data_wait_seconds", 0.0), seconds)
-            wall["waiting for data"] += waited
-            what = "first line of a start (compiling)" if first else "updates"
-            wall[what] += max(seconds - waited - saving, 0.0)
-            first, saving = False, 0.0
-    return wall
 
 
 def _evaluations(runs) -> str:

@@ -7,7 +7,7 @@ is complete, 2 on a mistake in configuration or data, and 130 or 143 when stoppe
 
 import sys
 
-from colajax.command_line import Parser, begin
+from colajax.command_line import BEGAN, Parser, begin
 
 if __name__ == "__main__":
     begin()
@@ -27,7 +27,7 @@ def main() -> None:
     config = load_config(args.config, overrides)
     make_stage = stage_of(config)
     join()
-    sys.exit(train(config, make_stage, args.workdir))
+    sys.exit(train(config, make_stage, args.workdir, began=BEGAN))
 
 
 if __name__ == "__main__":

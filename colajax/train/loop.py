@@ -7,6 +7,7 @@ from etils import epath
 from colajax.parallel.agreement import from_first, share_errors
 from colajax.train.budgets import with_total_steps
 from colajax.train.evaluation import held_out_batches, make_evaluation
+from colajax.train.goodput import Clock
 from colajax.train.reporter import Reporter
 from colajax.train.setup import Run, say, set_up
 from colajax.train.signals import StopSignals
@@ -15,19 +16,21 @@ from colajax.train.updates import AHEAD, Updates
 from colajax.train.watchdog import ended_if_it_hangs
 
 
-def train(config, make_stage: Callable, workdir: epath.PathLike) -> int:
-    """Trains until config.total_steps, from whatever `workdir` holds. make_stage(config, pad_id) -> Stage.
+def train(config, make_stage: Callable, workdir: epath.PathLike, *, began: float | None = None) -> int:
+    """Trains until config.total_steps, from whatever `workdir` holds. make_stage(config, pad_id) -> Stage; began:
+    time.time() when the process did.
 
     Every process of a run calls this alike; the first alone writes what people read. Returns 0 when the run is
     complete, or 128 + the number of the signal (SIGINT, SIGTERM) that stopped it, after saving. Raises UserError on a
     configuration that does not fit itself, the devices, the records, or the run in workdir.
     """
+    clock = Clock(began)
     config = share_errors(lambda: with_total_steps(config, make_stage))
     with ended_if_it_hangs(config.hang_seconds) as moved:
-        return _train(set_up(config, make_stage, epath.Path(workdir)), config, moved)
+        return _train(set_up(config, make_stage, epath.Path(workdir), clock), config, clock, moved)
 
 
-def _train(run: Run, config, moved: Callable[[], None]) -> int:
+def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
     """moved: to be called whenever the run has."""
     stage, mesh = run.stage, run.mesh
     evaluate = make_evaluation(stage, mesh)
@@ -35,7 +38,7 @@ def _train(run: Run, config, moved: Callable[[], None]) -> int:
         run.held_out, mesh, wanted=config.eval_rows, batch_size=config.batch_size, pad_id=stage.pad_id,
         seed=config.data_seed,
     )  # fmt: skip
-    reporter, updates = Reporter(run, config), Updates(run, config)
+    reporter, updates = Reporter(run, config, clock), Updates(run, config)
 
     if run.owed:
         with reporter.evaluating(run.start) as found:
@@ -43,6 +46,7 @@ def _train(run: Run, config, moved: Callable[[], None]) -> int:
     stopping = 0
     with run.lease.kept(), StopSignals() as stop:
         attempt = run.start  # unlike a step, it never goes back
+        clock.turn("updates")
         while updates.begun < config.total_steps and not stopping:
             with reporter.waiting_for_data():
                 local = updates.next_batch()
@@ -72,6 +76,9 @@ def _train(run: Run, config, moved: Callable[[], None]) -> int:
         complete = updates.begun == config.total_steps
         if not complete:
             say(f"{run.workdir}: stopped at step {updates.begun}, saved; the same command goes on from there")
-        reporter.close()
-        run.checkpoints.close()
+        try:
+            with clock.spending("save"):
+                run.checkpoints.close()
+        finally:
+            reporter.close()
     return 0 if complete else 128 + stopping

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def _seconds(call) -> float:
     return time.perf_counter() - start
 
 
-EVENTS = ("start", "train", "evaluation", "save", "skipped", "went back")  # of timeline.jsonl
+EVENTS = ("start", "train", "evaluation", "save", "spent", "skipped", "went back")  # of timeline.jsonl
 
 
 class Lines:
@@ -53,6 +53,9 @@ class Lines:
 
     def add(self, line: dict) -> None:
         self._lines.append(line)
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self._lines)
 
     def drop(self, dropped: Callable[[dict], bool]) -> None:
         self._lines = [line for line in self._lines if not dropped(line)]
@@ -102,8 +105,9 @@ class MetricsWriter:
         self._board.add(step, {f"{kind}/{name}": value for name, value in scalars.items()})
         self._lines.add({"step": step, "kind": kind, **scalars})
 
-    def board_only(self, step: int, scalars: dict[str, float]) -> None:
-        self._board.add(step, {f"speed/{name}": value for name, value in scalars.items()})
+    def board_only(self, kind: str, step: int, scalars: dict[str, float]) -> None:
+        """kind: "speed" or "seconds"."""
+        self._board.add(step, {f"{kind}/{name}": value for name, value in scalars.items()})
 
     def flush(self) -> None:
         self._lines.flush()

@@ -12,6 +12,7 @@ from colajax.errors import UserError, refusal_of, tell, warn
 from colajax.files import write_whole
 from colajax.parallel.processes import is_first
 from colajax.train.checkpoint import latest_step
+from colajax.train.goodput import Clock, shares, totals
 from colajax.train.metrics import Lines, MetricsWriter, Speed, progress_line
 from colajax.train.setup import Run
 from colajax.train.updates import Applied, Skipped
@@ -22,18 +23,18 @@ SKIPPED = "skipped"  # folder of a workdir: what there is to know of the updates
 class Reporter:
     """Of the loop. Every process has one and calls it alike; the first one writes."""
 
-    def __init__(self, run: Run, config):
+    def __init__(self, run: Run, config, clock: Clock):
         self._run, self._stage, self._total, self._batch_size = run, run.stage, config.total_steps, config.batch_size
         self._log_every, self._most_in_a_row = config.log_every, config.skips_in_a_row
         self._tokens = config.batch_size * config.sequence_length
-        self._speed = Speed(run.start, config.total_steps)
+        self._speed, self._clock, self._step = Speed(run.start, config.total_steps), clock, run.start
         self._writer = self._timeline = None
         if is_first():
             self._writer = MetricsWriter(run.workdir, run.start)
             self._timeline = Lines(run.workdir / "timeline.jsonl")
             self._note("start", run.start, {
-                "processes": jax.process_count(), "devices": jax.device_count(), "mesh": dict(run.mesh.shape),
-                "device_kind": jax.devices()[0].device_kind, **run.program,
+                "began": clock.began, "processes": jax.process_count(), "devices": jax.device_count(),
+                "mesh": dict(run.mesh.shape), "device_kind": jax.devices()[0].device_kind, **run.program,
             })  # fmt: skip
             self._try(self._timeline.flush)
 
@@ -53,7 +54,8 @@ class Reporter:
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
         began = time.perf_counter()
-        yield
+        with self._clock.spending("data"):
+            yield
         self._speed.data_wait += time.perf_counter() - began
 
     def settled(self, update: Applied | Skipped) -> None:
@@ -61,6 +63,7 @@ class Reporter:
         if isinstance(update, Skipped):
             self._skipped(update)
         else:
+            self._step = update.step
             self._speed.flops += self._stage.flops(self._batch_size, update.trainable)
             if update.step % self._log_every == 0:
                 self._train(update.step, update.means)
@@ -70,7 +73,7 @@ class Reporter:
         rates = self._speed.measure(step, self._tokens)
         if self._writer:
             self._writer.write(step, "train", scalars)
-            self._writer.board_only(step, rates)
+            self._writer.board_only("speed", step, rates)
             self._note("train", step, rates)
             tell(progress_line(step, self._total, scalars, rates))
 
@@ -93,6 +96,7 @@ class Reporter:
         """The run goes on from the checkpoint of `step`. Raises UserError where there is none."""
         if step is None:
             self._refuse(f"{self._most_in_a_row} updates in a row were not sound")
+        self._step = step
         self._speed.start_again(step)
         if self._writer:
             self._writer.go_back(step)
@@ -104,7 +108,8 @@ class Reporter:
     def evaluating(self, step: int) -> Iterator[Callable[[dict], None]]:
         """While this is open the run is evaluated; yields what takes the means of the evaluation."""
         began, found = time.perf_counter(), {}
-        yield found.update
+        with self._clock.spending("evaluation"):
+            yield found.update
         if not math.isfinite(loss := float(found["loss"])):
             self._refuse(f"the loss of the evaluation is {loss} at step {step}")
         scalars = self._stage.summarise(found)
@@ -126,10 +131,19 @@ class Reporter:
         if self._writer:
             self._try(self._writer.flush)
         began = time.perf_counter()
-        yield
+        with self._clock.spending("save"):
+            yield
         if self._writer:
             self._note("save", step, {"seconds": time.perf_counter() - began})
+            self._note_spent()
             self._try(self._timeline.flush)
+
+    def _note_spent(self) -> dict[str, float]:
+        """All that the run has spent so far, over its starts."""
+        self._note("spent", self._step, self._clock.spent())
+        found = totals(self._timeline)
+        self._writer.board_only("seconds", self._step, found)
+        return found
 
     def _refuse(self, reason: str) -> None:
         self.close()
@@ -140,5 +154,6 @@ class Reporter:
 
     def close(self) -> None:
         if self._writer:
+            tell(f"{self._run.workdir}: {shares(self._note_spent())}")
             self._try(self._writer.close)
             self._try(self._timeline.flush)

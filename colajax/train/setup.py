@@ -20,6 +20,7 @@ from colajax.train.budgets import budget_steps, check_kept
 from colajax.train.checkpoint import Checkpoints, checkpoint_step, latest_step, read_params, set_damaged_aside
 from colajax.train.config import check_config, config_digest, keep_config
 from colajax.train.fingerprint import fingerprint
+from colajax.train.goodput import Clock
 from colajax.train.kept import run_config
 from colajax.train.lease import Lease
 from colajax.train.metrics import read_lines
@@ -64,7 +65,7 @@ class _Parts(NamedTuple):
     facts: dict[str, object]  # for config.json
 
 
-def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
+def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock) -> Run:
     """Every process of a run calls this alike. make_stage(config, pad_id) -> Stage. Raises UserError, in all of them,
     on a configuration that does not fit itself, the devices, the records, or the run in workdir."""
     program = versions() | {"commit": commit()}
@@ -88,7 +89,8 @@ def set_up(config, make_stage: Callable, workdir: epath.Path) -> Run:
     from_first(lease.take)
     checkpoints = Checkpoints(workdir, keep_every=config.keep_every, budgets=parts.budgets)  # makes their folder
     if parts.start is not None:
-        state = checkpoints.restore(parts.start, like)
+        with clock.spending("restore"):
+            state = checkpoints.restore(parts.start, like)
         say(f"{workdir}: going on from step {parts.start}")
     else:
         state = fresh_state(stage, parts.optimizer, like, seed=config.seed, loaded=loaded)
