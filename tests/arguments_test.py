@@ -62,7 +62,7 @@ def renewed(base, things) -> None:
 @pytest.mark.parametrize("command", COMMON)
 def test_an_option_with_a_value_that_nobody_means(command, base, things):
     options = sorted({*re.findall(r"--[a-z_]+", run(command.split()[0], ["--help"]).output)} - {"--help", "--config."})
-    assert len(options) > 1
+    assert options
     before = tree(base.parent)
     for place, option in enumerate(options):
         taken = 0

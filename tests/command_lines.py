@@ -21,6 +21,7 @@ import pytest
 import safetensors
 import tiny_runs
 
+from colajax.data.loader import Loader
 from colajax.data.prepare import prepare
 from colajax.data.tokenizer import load_tokenizer
 from colajax.errors import run_main
@@ -32,8 +33,9 @@ from colajax.hf.import_run import make_run, write_group
 from colajax.sampling.load import SAMPLERS, run_tokenizer
 from colajax.stories.grammar import stories
 from colajax.train import __main__ as training
-from colajax.train import reporter
+from colajax.train import replay, reporter
 from colajax.train.stored import open_arrays
+from colajax.train.updates import Skipped
 
 LADDER = """
 from colajax.scaling.ladder import Ladder, Member
@@ -73,6 +75,7 @@ def make_things(base: Path, records: Path) -> Path:
     for name in ("tokenizer.model", "tokenizer.json"):
         shutil.copy(base / "hf" / name, base / "tokenizers")
     prepare([base / "text"], base / "tokenizers" / "tokenizer.model", base / "records", 32, validation_fraction=0.3)
+    _add_skipped(base)
     return base
 
 
@@ -96,6 +99,15 @@ def _add_index(folder: Path) -> None:
         index = {"metadata": {}, "weight_map": dict.fromkeys(file.keys(), "model-00001-of-00001.safetensors")}
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _add_skipped(base: Path) -> None:
+    """An update that the run has left out."""
+    config = tiny_runs.tiny_config("joint")
+    loader = Loader(base / "records", "train", config.batch_size, config.sequence_length, config.data_seed)
+    update = Skipped(2, 2, loader.rows_of(2), {"loss": "nan"}, {"loss": "inf"}, 0, 0)
+    (base / "joint" / "skipped").mkdir()
+    (base / "joint" / "skipped" / "2-2.json").write_text(json.dumps(update._asdict()))
 
 
 def _add_curves(base: Path) -> None:
@@ -157,6 +169,7 @@ COMMANDS = {
     "import_hf llada": ["--hf", "@/llada_hf", "--workdir", "@/out"],
     "train": ["--config", "@/joint/config.json", "--workdir", "@/joint", "--config.records=@/records"],
     "train begun": [*_STAGE_2, "--workdir", "@/out", "--config.records=@/records", "--config.init_from=@/vae"],
+    "replay": ["@/joint/skipped/2-2.json", "--config.records=@/records"],
     "prepare_data": ["--input", "@/text", "--tokenizer", "@/tokenizers/tokenizer.model", "--out", "@/out",
                      "--sequence_length", "32", "--workers", "1", "--validation_fraction", "0.3"],
     "prepare_data json": ["--input", "@/text/a.jsonl", "--tokenizer", "@/tokenizers/tokenizer.json", "--out", "@/out",
@@ -185,6 +198,7 @@ def run(command: str, arguments: list[str]) -> Ended:
         for family in SAMPLERS.values():
             patch.setattr(family, "generate", _reach)
         patch.setattr(reporter, "Speed", _reach)
+        patch.setattr(replay, "Updates", _reach)
         for starts_processes in (training, module):
             patch.setattr(starts_processes, "join", lambda: None, raising=False)
         patch.setattr(export_parity, "_compare_vae", _reach)

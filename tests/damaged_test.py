@@ -27,6 +27,7 @@ FILES = {
     "joint/checkpoints/2/state/_METADATA": _ON_RUN,
     "joint/checkpoints/2/state/manifest.ocdbt": _ON_RUN,
     "joint/checkpoints/2/state/d/*": _ON_RUN,
+    "joint/skipped/2-2.json": ("replay",),
     "ar/config.json": ("generate ar", "export_hf ar"),
     "llada/config.json": ("generate llada",),
     "vae/config.json": ("train begun",),

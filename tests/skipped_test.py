@@ -1,7 +1,10 @@
 """Updates that are not sound: a run ends with the bits of one whose data never had their batches, however it is stopped
 on the way; and one whose state is not sound goes back, past them."""
 
+import importlib
 import json
+import math
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -16,6 +19,7 @@ from colajax.errors import UserError
 from colajax.stages.vae import VAEStage
 from colajax.train import loop, updates
 from colajax.train.loop import train
+from colajax.train.replay import replay
 from colajax.train.stored import open_arrays
 
 LAST = 12  # steps; tiny_runs saves every 4
@@ -137,6 +141,15 @@ def test_a_spike_is_skipped_where_it_is_asked_for(records, tmp_path, monkeypatch
     found = json.loads(file.read_text())
     assert found["batch"] == 24
     assert float(found["means"]["loss"]) > float(found["limits"]["loss"]) > 0
+    again = replay(file, asked.config(), asked.stage(bad, factor))
+    assert (again.since, again.recorded.rows) == (15, found["rows"])
+    assert again.again == again.recorded._replace(began_at=15, began_with=15)  # to the bit
+    assert all(map(math.isfinite, again.gradients.values()))
+    monkeypatch.syspath_prepend(tiny_runs.ROOT / "tools")
+    said = "\n".join(importlib.import_module("replay").lines_of(again))
+    assert f"loss {found['means']['loss']}  here {found['means']['loss']}" in said
+    assert "the same to the bit" in said
+    assert all(f"  {row}: " in said for row in found["rows"])
     # What it is judged by is in the checkpoints.
     with monkeypatch.context() as patch:
         patch.setattr(loop, "StopSignals", type("Stop", (StopAt,), {"after": 21}))
@@ -165,7 +178,7 @@ def test_limits_are_of_what_the_host_knows_for_certain():
 
 
 @pytest.mark.parametrize(
-    ("bad", "left_out", "back_to"), [((9, 10, 11), (8, 9, 10, 11), 8), ((8, 9, 10), (4, 5, 6, 7, 8, 9, 10), 4)]
+    ("bad", "left_out", "back_to"), [((9, 10, 11, 13), (8, 9, 10, 11, 13), 8), ((8, 9, 10), (4, 5, 6, 7, 8, 9, 10), 4)]
 )
 def test_many_in_a_row_send_it_back(records, tmp_path, monkeypatch, capsys, bad, left_out, back_to):
     case = Case(records, ("skips_in_a_row=3",))
@@ -176,6 +189,16 @@ def test_many_in_a_row_send_it_back(records, tmp_path, monkeypatch, capsys, bad,
     # A checkpoint after which no update was sound is not to be gone on from.
     aside = {path.name for path in (workdir / "damaged").iterdir()} if (workdir / "damaged").exists() else set()
     assert aside == ({"8-0"} if back_to == 4 else set())
+    # Of batches before it went back, and of one behind; where it comes from the run's beginning, and where it cannot.
+    for file in sorted((workdir / "skipped").iterdir(), key=lambda file: int(file.stem.split("-")[1])):
+        again = replay(file, case.config(), case.stage(bad))
+        assert (again.again.batch, again.again.begins) == (again.recorded.batch, again.recorded.begins)
+        assert again.again.rows == again.recorded.rows
+        assert not any(map(math.isfinite, again.gradients.values()))
+    if back_to == 8:
+        shutil.rmtree(workdir / "checkpoints" / "8")
+        with pytest.raises(UserError, match="has kept no checkpoint of steps 8 to 9"):
+            replay(file, case.config(), case.stage(bad))
     without(monkeypatch, *left_out)
     assert case.run(other, bad) == 0
     assert_same_run(workdir, other)

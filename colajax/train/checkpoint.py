@@ -109,10 +109,6 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=_restore(_as_tree(like))))
         return TrainState(**restored["state"])
 
-    def facts(self, step: int) -> dict:
-        """What the checkpoint of `step` says of itself."""
-        return read_json(step_folder(self._workdir, step) / METADATA).get("custom_metadata") or {}
-
     def wait(self) -> None:
         """Until what was begun is on disk, or cannot be."""
         self._try(self._manager.wait_until_finished)
@@ -162,6 +158,11 @@ class Checkpoints:
 def latest_step(workdir) -> int | None:
     """The last whole checkpoint of a run, or None where there is none yet."""
     return next(_whole_steps(workdir), None)
+
+
+def facts_of(workdir, step: int) -> dict:
+    """What the checkpoint of `step` says of itself: see `Checkpoints.save`."""
+    return read_json(step_folder(workdir, step) / METADATA).get("custom_metadata") or {}
 
 
 def previous_step(workdir, step: int) -> int | None:
@@ -286,9 +287,18 @@ def read_params(workdir, step: int | None = None, *, like: dict) -> tuple[int, d
     """The parameters {group: tree} of a run's checkpoint, with its step (the latest by default); like: the same tree,
     or some groups of it, of ShapeDtypeStructs with shardings. Every process calls this alike."""
     step = from_first(lambda: whole_step(workdir, step))
+    return step, _read(workdir, step, _restore({"params": like}, partial=True))["params"]
+
+
+def read_state(workdir, step: int, like: TrainState) -> TrainState:
+    """All of a run's checkpoint, laid out as `like`. Every process calls this alike."""
+    step = from_first(lambda: whole_step(workdir, step))
+    return TrainState(**_read(workdir, step, _restore(_as_tree(like))))
+
+
+def _read(workdir, step: int, arguments: ocp.args.PyTreeRestore) -> dict:
     folder = absolute(workdir) / FOLDER
     options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
     with reading(workdir, step), ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
-        arguments = ocp.args.Composite(state=_restore({"params": like}, partial=True))
-        return step, manager.restore(step, args=arguments)["state"]["params"]
+        return manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]

@@ -6,6 +6,7 @@ from etils import epath
 
 from colajax.parallel.agreement import from_first, share_errors
 from colajax.train.budgets import with_total_steps
+from colajax.train.checkpoint import facts_of
 from colajax.train.evaluation import held_out_batches, make_evaluation
 from colajax.train.goodput import Clock
 from colajax.train.reporter import Reporter
@@ -38,7 +39,8 @@ def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
         run.held_out, mesh, wanted=config.eval_rows, batch_size=config.batch_size, pad_id=stage.pad_id,
         seed=config.data_seed,
     )  # fmt: skip
-    reporter, updates = Reporter(run, config, clock), Updates(run, config)
+    reporter, updates = Reporter(run, config, clock), Updates(config, stage, run.optimizer, run.like, run.loader)
+    updates.begin_at(run.start, run.state, share_errors(lambda: facts_of(run.workdir, run.start)) if run.start else {})
 
     if run.owed:
         with reporter.evaluating(run.start) as found:
@@ -61,7 +63,7 @@ def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
                 moved()
                 reporter.settled(update)
             if updates.stuck:
-                reporter.went_back(updates.go_back())
+                reporter.went_back(updates.go_back(run))
             reached = updates.begun == step  # not where an update was skipped: what was due is due later
             if evaluating and reached:
                 with reporter.evaluating(step) as found:

@@ -14,10 +14,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from colajax.data.loader import Loader
 from colajax.parallel.agreement import from_first, share_errors
 from colajax.parallel.batch import global_batch, local_rows
-from colajax.train.checkpoint import previous_step, set_later_aside
+from colajax.train.checkpoint import facts_of, previous_step, set_later_aside
+from colajax.train.optimizer import Optimizer
 from colajax.train.setup import Run
+from colajax.train.state import TrainState
 from colajax.train.step import make_train_step, watched
 
 # Updates that may be under way at once. JAX would begin some thirty, and a machine that is told to end in 30 seconds
@@ -43,6 +46,8 @@ class Skipped(NamedTuple):
     rows: list[int]  # of the training split, in the batch's order
     means: dict[str, float]  # of `step.watched`
     limits: dict[str, float]
+    began_at: int  # step that this process has come from: its start, or where it went back to
+    began_with: int  # number of the batch that it took there
 
 
 class _Update(NamedTuple):
@@ -87,27 +92,26 @@ class Limits:
 
 
 class Updates:
-    """Of a run; every process has one and calls it alike.
+    """Of a run; every process has one and calls it alike, `begin_at` first.
 
     state: as the updates begun so far leave it; begun: its step, if all of them are applied."""
 
-    def __init__(self, run: Run, config):
-        self._run, self._config, self.state = run, config, run.state
+    def __init__(self, config, stage, optimizer: Optimizer, like: TrainState, loader: Loader):
+        self._config, self._stage, self._loader, self._mesh = config, stage, loader, like.step.sharding.mesh
         self._train_step = make_train_step(
-            run.stage, run.optimizer, run.like, seed=config.seed, parts=config.accumulation_steps,
+            stage, optimizer, like, seed=config.seed, parts=config.accumulation_steps,
             reduction=config.gradient_reduction,
         )  # fmt: skip
         self._went_back_to = None
-        self._begin_at(run.start, self._facts_of(run.start) if run.start else {})
 
-    def _begin_at(self, step: int, facts: dict, batch: int | None = None) -> None:
+    def begin_at(self, step: int, state: TrainState, facts: dict, batch: int | None = None) -> None:
         """facts: of the checkpoint of `step`; batch: the number of the next one, where it is not the checkpoint's."""
-        self.begun, self._in_a_row = step, 0
+        self.begun, self.state, self._in_a_row = step, state, 0
         self.skipped = facts.get("skipped", 0) if batch is None else batch - step
+        self._began = {"began_at": step, "began_with": step + self.skipped}
         self._limits = Limits(self._config.spike_sigmas, facts)
         self._under_way, self._again = deque(), deque()
-        rows = local_rows(self._run.mesh, self._config.batch_size)
-        self._batches = self._run.loader.iterate(step + self.skipped, rows)
+        self._batches = self._loader.iterate(step + self.skipped, local_rows(self._mesh, self._config.batch_size))
 
     def facts(self) -> dict:
         """What a checkpoint has to say of the updates that led to it."""
@@ -119,9 +123,9 @@ class Updates:
 
     def begin(self, local: np.ndarray) -> None:
         """Begins the update from step `begun` on."""
-        trainable = self._run.stage.trainable(self.begun)
-        limits = self._limits.of(watched(self._run.stage, trainable), self.begun)
-        tokens = global_batch(self._run.mesh, local, self._config.batch_size)
+        trainable = self._stage.trainable(self.begun)
+        limits = self._limits.of(watched(self._stage, trainable), self.begun)
+        tokens = global_batch(self._mesh, local, self._config.batch_size)
         self.state, means = self._train_step(self.state, tokens, np.int32(self.begun), limits, trainable)
         self._under_way.append(_Update(self.begun, trainable, local, limits, means))
         self.begun += 1
@@ -146,28 +150,26 @@ class Updates:
         self._under_way.clear()
         batch = update.begins + self.skipped
         self.begun, self.skipped, self._in_a_row = update.begins, self.skipped + 1, self._in_a_row + 1
-        rows = self._run.loader.rows_of(batch)
         means = {name: float(found[name]) for name in update.limits}
-        return Skipped(update.begins, batch, rows, means, {name: float(x) for name, x in update.limits.items()})
+        limits = {name: float(limit) for name, limit in update.limits.items()}
+        return Skipped(update.begins, batch, self._loader.rows_of(batch), means, limits, **self._began)
 
     @property
     def stuck(self) -> bool:
         """Whether so many updates in a row were skipped that it is the state which is not sound."""
         return self._in_a_row >= self._config.skips_in_a_row
 
-    def go_back(self) -> int | None:
+    def go_back(self, run: Run) -> int | None:
         """Goes on from the newest checkpoint after which an update was sound, past the batches since; later ones are
         moved to WORKDIR/damaged. Returns its step, or None where there is none since it went back before."""
-        run, batch = self._run, self.begun + self.skipped
+        batch = self.begun + self.skipped
         run.checkpoints.wait()
         step = from_first(lambda: previous_step(run.workdir, self.begun))
         if step is None or (self._went_back_to is not None and step <= self._went_back_to):
             return None
         from_first(lambda: set_later_aside(run.workdir, step))
         run.checkpoints.reload()
-        self.state, self._went_back_to = run.checkpoints.restore(step, run.like), step
-        self._begin_at(step, self._facts_of(step), batch)
+        facts = share_errors(lambda: facts_of(run.workdir, step))
+        self.begin_at(step, run.checkpoints.restore(step, run.like), facts, batch)
+        self._went_back_to = step
         return step
-
-    def _facts_of(self, step: int) -> dict:
-        return share_errors(lambda: self._run.checkpoints.facts(step))
