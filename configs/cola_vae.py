@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # last 128 (0: no bound); after so many skipped in a row the run goes back to a checkpoint, past their batches.
     config.spike_sigmas = 0.0
     config.skips_in_a_row = 10
+    config.damaged_rows = "stop"  # or "skip": the next row that is whole in place of one that is damaged
     config.hang_seconds = 1800  # without an update, an evaluation or a save, after which the run ends; 0: never
 
     # Every option of the model; the defaults are the released one (colajax/models/config.py).

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from colajax.data.loader import Loader
 from colajax.data.prepare import prepare
-from colajax.data.records import Records, ShardWriter, check_tokenizer, read_metadata
+from colajax.data.records import FEW, Records, ShardWriter, check_tokenizer, read_metadata
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.errors import UserError
 
@@ -234,3 +234,66 @@ def test_a_flipped_bit_ends_in_one_line_not_in_wrong_tokens(copy):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="damaged"):
         list(itertools.islice(_loader(copy).iterate(0), 20))
+
+
+def damage_rows(folder, wanted) -> None:
+    """Flips a bit of each of these rows, where it damages no other."""
+    for row in wanted:
+        for file, at in ((file, at) for file in sorted(folder.glob("train-*")) for at in range(64, 800, 16)):
+            before = file.read_bytes()
+            file.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+            found = Records(folder, "train", read_metadata(folder))
+            if not is_whole(found, row) and all(is_whole(found, n) or n in wanted for n in range(len(found))):
+                break
+            file.write_bytes(before)
+        else:
+            raise AssertionError(f"nothing damages row {row} alone")
+
+
+def is_whole(records, row) -> bool:
+    try:
+        return records[row] is not None
+    except UserError:
+        return False
+
+
+def test_damaged_rows_are_skipped_where_that_is_asked_for(copy, capsys):
+    """By hand: in place of a row that is damaged the next one, and the first behind the last."""
+    whole = np.array(list(Records.open(copy, "train")))
+    last = len(whole) - 1
+    damage_rows(copy, (1, 2, 6, last))
+    records = Records.open(copy, "train", "skip")
+    expected = whole.copy()
+    expected[[1, 2, 6, last]] = whole[[3, 3, 7, 0]]
+    for _ in range(2):
+        np.testing.assert_array_equal(records.read(range(len(whole))), expected)
+    said = capsys.readouterr().err
+    assert said.count("the next one takes its place") == 4
+    assert "row 6 of train is damaged" in said
+    batches = _loader(copy, damaged="skip").iterate(0)
+    assert set(_rows(itertools.islice(batches, 20))) == set(map(tuple, expected.tolist()))
+    for refusing in (Records.open(copy, "train"), _loader(copy).records):
+        with pytest.raises(UserError, match="row 1 of train is damaged"):
+            refusing.read(range(len(whole)))
+
+
+def test_too_many_damaged_rows_are_not_skipped(copy):
+    damage_rows(copy, range(1, FEW + 2))
+    records = Records.open(copy, "train", "skip")
+    records.read([0, FEW + 2])
+    records.read([2])  # on to the first that is whole
+    with pytest.raises(UserError, match=rf"{FEW + 1} rows of train: too many to skip"):
+        records.read([1])
+
+
+def test_what_is_away_for_now_is_not_skipped(folder, monkeypatch):
+    """As a bucket may be: another process may read it."""
+    records = Records.open(folder, "train", "skip")
+
+    def away(*_):
+        raise RuntimeError("UNAVAILABLE: 503")
+
+    monkeypatch.setattr(type(records._source), "__getitem__", away)
+    monkeypatch.setattr(type(records._source), "__getitems__", away)
+    with pytest.raises(UserError, match="503"):
+        records.read([3])

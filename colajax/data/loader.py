@@ -18,14 +18,18 @@ class Loader:
     time, so each row comes once in it. Batch `step` is rows step * batch_size onwards, and may span two epochs.
     """
 
-    def __init__(self, records_dir: epath.PathLike, split: str, batch_size: int, sequence_length: int, seed: int):
+    def __init__(
+        self, records_dir: epath.PathLike, split: str, batch_size: int, sequence_length: int, seed: int,
+        damaged: str = "stop",
+    ):  # fmt: skip
         """Opens and checks the records (see `Records.open`).
 
         Args:
             sequence_length: of the model; UserError if the records have another.
             seed: of the order, 0 to 2**32 - 1.
+            damaged: see `Records.open`.
         """
-        self.records = Records.open(records_dir, split)
+        self.records = Records.open(records_dir, split, damaged)
         if (found := self.records.metadata["sequence_length"]) != sequence_length:
             raise UserError(
                 f"{records_dir}: rows of {found} tokens, but the config's sequence_length is {sequence_length}; "

@@ -30,13 +30,20 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
-from colajax.errors import UserError
+from colajax.errors import UserError, warn
 from colajax.files import in_bucket, move
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)
 SPLITS = ("train", "validation")
 AGAIN = "copy or prepare the records again"
+DAMAGED = ("stop", "skip")  # what a row that is damaged is to lead to
+FEW = 10  # of them are skipped in any records, of large ones so many:
+SHARE = 0.001
+
+
+class DamagedRow(UserError):
+    """A row that is not what was written."""
 
 
 class ShardWriter:
@@ -97,19 +104,21 @@ class ShardWriter:
 class Records:
     """The rows of one split, in random access: len(records), records[i] -> int32 [sequence_length]. Thread-safe."""
 
-    def __init__(self, directory: epath.Path, split: str, metadata: Mapping):
+    def __init__(self, directory: epath.Path, split: str, metadata: Mapping, damaged: str = "stop"):
         self.directory, self.split, self.metadata = directory, split, metadata
+        self._skips, self._skipped = damaged == "skip", set()
         self._shards = metadata["splits"][split]["shards"]
         self._ends = list(accumulate(shard["rows"] for shard in self._shards))
         # Told how many rows a file has, the library opens it when one of them is read.
         self._source = ArrayRecordDataSource([f"{directory / s['file']}[0:{s['rows']}]" for s in self._shards])
 
     @classmethod
-    def open(cls, directory: epath.PathLike, split: str) -> "Records":
+    def open(cls, directory: epath.PathLike, split: str, damaged: str = "stop") -> "Records":
         """Opens "train" or "validation": looks whether every shard is there, on a local disk in its length too, and
         reads the first row.
 
         A start thus costs one listing and not a read of every shard; what is inside a shard is checked with every row.
+        damaged, of DAMAGED: with "skip", `read` has the next row that is whole in place of one that is damaged.
 
         Raises:
             UserError: not a records folder, a version this code does not know, or a shard that is missing or has not
@@ -120,8 +129,8 @@ class Records:
         if split not in metadata["splits"]:
             raise UserError(f"{directory}: no split {split!r}; it has {', '.join(metadata['splits'])}")
         _check_shards(directory, metadata["splits"][split]["shards"])
-        records = cls(directory, split, metadata)
-        records[0]
+        records = cls(directory, split, metadata, damaged)
+        records.read([0])
         return records
 
     def __len__(self) -> int:
@@ -133,7 +142,9 @@ class Records:
         try:
             record = self._source[index]
         except RuntimeError as error:
-            raise UserError(f"{self._place(index)} is damaged ({_one_line(error)}); {AGAIN}") from error
+            # What is away for now, as a bucket may be, is no damage.
+            kind = DamagedRow if "Corrupted" in str(error) else UserError
+            raise kind(f"{self._place(index)} is damaged ({_one_line(error)}); {AGAIN}") from error
         if len(record) != 4 * self.metadata["sequence_length"]:
             expected = self.metadata["sequence_length"]
             found = f"has {len(record) / 4:g} tokens, metadata.json says {expected}"
@@ -147,8 +158,24 @@ class Records:
         except RuntimeError:
             found = []
         if any(len(record) != 4 * self.metadata["sequence_length"] for record in found) or len(found) != len(indices):
-            return np.stack([self[index] for index in indices])  # which says what is wrong, and of which row
+            return np.stack([self._whole(index) for index in indices])  # which says what is wrong, and of which row
         return np.stack([np.frombuffer(record, "<u4") for record in found]).astype(np.int32)
+
+    def _whole(self, index: int) -> np.ndarray:
+        """A row, or where damaged ones are skipped the next that is whole: a function of the files alone, so that every
+        process has the same. Raises DamagedRow where there are too many."""
+        while True:
+            try:
+                return self[index]
+            except DamagedRow as error:
+                if not self._skips:
+                    raise
+                if index not in self._skipped:
+                    self._skipped.add(index)
+                    warn(f"{str(error).removesuffix(f'; {AGAIN}')}: the next one takes its place")
+                if len(self._skipped) > max(FEW, SHARE * len(self)):
+                    raise DamagedRow(f"{error} ({len(self._skipped)} rows of {self.split}: too many to skip)") from None
+                index = (index + 1) % len(self)
 
     def _place(self, index: int) -> str:
         file = self._shards[bisect.bisect_right(self._ends, index)]["file"]

@@ -37,7 +37,9 @@ def replay(file: epath.Path, config, make_stage: Callable) -> Replayed:
     """config: the run's, whose mesh, records and the like may be others (`config.OPERATIONAL`); nothing is written.
     Raises UserError on a file that is damaged, and where the run has not kept what the update hangs on."""
     recorded, workdir = _recorded(file), file.parent.parent
-    loader = Loader(config.records, "train", config.batch_size, config.sequence_length, config.data_seed)
+    loader = Loader(
+        config.records, "train", config.batch_size, config.sequence_length, config.data_seed, config.damaged_rows
+    )
     if loader.rows_of(recorded.batch) != recorded.rows:
         raise UserError(f"{file}: batch {recorded.batch} of {config.records} has other rows; name the run's records")
     mesh = make_mesh(config.mesh)

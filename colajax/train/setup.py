@@ -7,7 +7,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from colajax.data.loader import Loader
-from colajax.data.records import digest
+from colajax.data.records import DAMAGED, digest
 from colajax.data.tokenizer import Tokenizer
 from colajax.errors import UserError, tell
 from colajax.files import write_whole
@@ -107,7 +107,9 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     if not config.records:
         raise UserError("config.records: expected a folder made by tools/prepare_data.py; pass --config.records=DIR")
     loader, held_out = (
-        Loader(config.records, split, config.batch_size, config.sequence_length, config.data_seed)
+        Loader(
+            config.records, split, config.batch_size, config.sequence_length, config.data_seed, config.damaged_rows
+        )
         for split in ("train", "validation")
     )
     metadata, tokenizer = loader.records.metadata, loader.records.tokenizer()
@@ -140,6 +142,8 @@ def _check_ranges(config) -> None:
                 "skips_in_a_row"):  # fmt: skip
         if config[key] < 1:
             raise UserError(f"config.{key} is {config[key]}: expected at least 1")
+    if config.damaged_rows not in DAMAGED:
+        raise UserError(f"config.damaged_rows is {config.damaged_rows!r}: expected {' or '.join(DAMAGED)}")
     if config.spike_sigmas < 0:
         raise UserError(f"config.spike_sigmas is {config.spike_sigmas}: expected 0 (no bound) or more, such as 6")
     if config.hang_seconds < 0:
