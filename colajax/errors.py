@@ -17,6 +17,14 @@ class UserError(Exception):
     The message is one line: the file, record or config key, what was expected, and what to do.
     """
 
+    status = 2  # of a command that ends on it
+
+
+class TryAgain(UserError):
+    """Something that time may mend: a supervisor is to start the command again."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
+
 
 def tell(line: str, stream: TextIO | None = None) -> None:
     """Prints a line; a disk that is full, to which the output goes, is no reason to end."""
@@ -39,9 +47,9 @@ class _Terminated(BaseException):
 def run_main(main: Callable[[], None]) -> None:
     """Runs a command line to its end, without a traceback where the program itself is not at fault.
 
-    Status 2 and one line "error: ..." for a UserError and for what files, memory and devices refuse; 130 and 143 after
-    SIGINT and SIGTERM; 141 where nobody reads the output any more. Any other exception is a bug and keeps its
-    traceback.
+    One line "error: ..." and status 2 for a UserError (75 for TryAgain) and for what files, memory and devices refuse;
+    130 and 143 after SIGINT and SIGTERM; 141 where nobody reads the output any more. Any other exception is a bug and
+    keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not end the run
         stream.reconfigure(errors="backslashreplace")
@@ -53,7 +61,7 @@ def run_main(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except UserError as error:
-        _end(f"error: {error}", 2)
+        _end(f"error: {error}", error.status)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except _Terminated:

@@ -27,6 +27,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.init_step = config_dict.placeholder(int)  # of its checkpoint; None: the latest
     config.compute_params = 1_800_000_000  # N of the EFLOP axis (the paper's figure); 0: the prior's own count
 
+    config.alerts = (
+        ("mean_variance", "below", 0.5, "warn"), ("gaussian_skill", "above", 0.5, "warn"),  # collapse
+        ("kl_reference", "above", 1.0, "warn"), ("dead_channels", "above", 0.25, "warn"),
+        ("skill", "stalled", 20, "warn"),  # evaluations
+    )  # fmt: skip
+
     # Every option of the model; the defaults are the released one (colajax/models/config.py).
     config.dit = ConfigDict(dataclasses.asdict(DiTConfig()))
 

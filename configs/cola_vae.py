@@ -47,6 +47,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.spike_sigmas = 0.0
     config.skips_in_a_row = 10
     config.damaged_rows = "stop"  # or "skip": the next row that is whole in place of one that is damaged
+    # What is said, or done, of an evaluation: (figure, below/above/stalled, bound, warn/keep/stop).
+    config.alerts = ()
     config.hang_seconds = 1800  # without an update, an evaluation or a save, after which the run ends; 0: never
 
     # Every option of the model; the defaults are the released one (colajax/models/config.py).

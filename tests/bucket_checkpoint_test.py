@@ -6,7 +6,8 @@ import numpy as np
 from bucket_server import BUCKET, Requests
 
 from colajax.files import files_under
-from colajax.train.checkpoint import Checkpoints, latest_step, set_damaged_aside
+from colajax.train.aside import set_damaged_aside
+from colajax.train.checkpoint import Checkpoints, latest_step
 from colajax.train.state import TrainState
 
 

@@ -13,10 +13,11 @@ import pytest
 import tiny_runs
 from etils import epath
 
-from colajax.errors import UserError
+from colajax.errors import TryAgain, UserError
 from colajax.stages.vae import VAEStage
 from colajax.train import checkpoint
-from colajax.train.checkpoint import Checkpoints, checkpoint_step, read_params, set_damaged_aside
+from colajax.train.aside import set_damaged_aside
+from colajax.train.checkpoint import Checkpoints, checkpoint_step, read_params
 from colajax.train.digests import FILE, FORMAT
 from colajax.train.loop import train
 from colajax.train.state import TrainState
@@ -204,6 +205,6 @@ def test_a_run_whose_last_one_cannot_be_saved_does_not_end_well(tmp_path):
     checkpoints.wait()
     with small_files(200):
         checkpoints.save(state_at(6), {})
-        with pytest.raises(UserError, match="the checkpoint of step 6 could not be saved; make room"):
+        with pytest.raises(TryAgain, match="the checkpoint of step 6 could not be saved; make room"):
             checkpoints.close()
     assert_state(workdir, 3)

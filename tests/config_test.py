@@ -96,7 +96,7 @@ def test_overrides_set_values_of_the_default_s_type(override, key, value):
         ("optimiser.peak=1", ["--config.optimiser.peak", "did you mean optimizer.peak?"]),
         ("batchsize=8", ["--config.batchsize", "did you mean batch_size?"]),
         ("batch_size.x=8", ["--config.batch_size.x", "unknown key"]),
-        ("qqqq=8", ["--config.qqqq", "known: accumulation_steps, batch_size"]),
+        ("qqqq=8", ["--config.qqqq", "known: accumulation_steps, alerts, batch_size"]),
         ("batch_size", ["--config.batch_size", "expected --config.KEY=VALUE"]),
         ("batch_size=3.5", ["--config.batch_size=3.5", "type int", "8"]),
         ("batch_size=many", ["--config.batch_size=many", "type int"]),

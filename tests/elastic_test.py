@@ -1,5 +1,4 @@
-"""A run that changes machines, begun on 4 devices, continued on 2 processes, then on 2 devices: against one left alone
-on one device."""
+"""A run that changes machines, begun on 4 devices, continued on 2 processes: against one left alone on one device."""
 
 import os
 import signal
@@ -35,7 +34,7 @@ def test_resumed_on_other_meshes_and_process_counts(records, alone, tmp_path):
 
     moved = tmp_path / "moved"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}", "JAX_NUM_PROCESSES": "2"}
-    phases = ((4, "2,1,2", 13, 1), (1, "2,1,1", 26, 2), (2, "1,2,1", None, 1))
+    phases = ((4, "2,1,2", 23, 1), (1, "1,2,1", None, 2))
     ended = []  # the step of each phase
     for devices, mesh, stop, count in phases:
         processes = [
@@ -49,7 +48,7 @@ def test_resumed_on_other_meshes_and_process_counts(records, alone, tmp_path):
         if ended:
             assert f"going on from step {ended[-1]}\n" in outputs[0]
         ended.append(max(int(path.name) for path in (moved / "checkpoints").iterdir() if path.name.isdigit()))
-    assert 13 < ended[0] < 26 < ended[1] < ended[2] == STEPS
+    assert 23 < ended[0] < ended[1] == STEPS
 
     found, expected = read_metrics(moved), read_metrics(tmp_path / "still")
     assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, STEPS + 1))

@@ -18,7 +18,7 @@ from colajax.sampling.load import SAMPLERS
 WORKER = Path(__file__).parent / "mesh_worker.py"
 # Each axis alone, each with each other one, all three.
 MESHES = ["8,1,1", "1,8,1", "1,1,8", "2,2,2", "1,4,2"]
-# Of the other stages: all axes, and two of them unequal.
+# Of the other stages, and of what is written: all axes, and two of them unequal.
 FEWER = ["2,2,2", "1,4,2"]
 UPDATED = ["8,1,1", "1,1,8", "2,2,2"]  # in production precision, which takes longest
 OPTIMISED = "2,2,2"  # compiled as production runs are; the others are quicker to compile
@@ -53,8 +53,8 @@ def meshes_of(stage: str) -> list[str]:
 
 @functools.cache
 def results(task: str, *arguments) -> dict:
-    """{mesh: result} of one device and of eight in every mesh of the stage, in one process."""
-    meshes = ["one", *meshes_of(arguments[0])]
+    """{mesh: result} of one device and of eight in every mesh of the task, in one process."""
+    meshes = ["one", *(FEWER if task == "text" else meshes_of(arguments[0]))]
     return dict(zip(meshes, run_worker([(task, mesh, *arguments) for mesh in meshes]), strict=True))
 
 
@@ -90,7 +90,7 @@ def test_an_update_in_production_precision_is_near_that_of_one_device(name):
     assert 0 < np.linalg.norm(found - expected) <= 0.01 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(("stage", "mesh"), [(stage, mesh) for stage in SAMPLERS for mesh in meshes_of(stage)])
+@pytest.mark.parametrize(("stage", "mesh"), [(stage, mesh) for stage in SAMPLERS for mesh in FEWER])
 def test_every_mesh_writes_the_same_text(stage, mesh):
     text = results("text", stage)
     assert {len(tokens) for tokens in text["one"]} == {10}

@@ -50,8 +50,7 @@ for fault in sys.argv.pop(1).split(","):
 @pytest.mark.parametrize(
     ("stage", "refused"),
     [
-        ("joint", {"none": None, "logits": "term 'reconstruction'", "flow": "term 'flow'",
-                   "reference": "term 'kl_reference'"}),
+        ("joint", {"logits": "term 'reconstruction'", "flow": "term 'flow'", "reference": "term 'kl_reference'"}),
         ("llada", {"none": None}),
         ("ar", {"logits": "term 'next_token'"}),
     ],

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import PAD, ROWS, SEQUENCE_LENGTH, make_stage, make_tokens
+from tiny_runs import PAD, ROWS, SEQUENCE_LENGTH, make_stage, make_tokens, spec
 
 from colajax.keys import training_draw
+from colajax.train.alerts import alerts_of, raised_by
+from colajax.train.config import load_config
 
 
 @pytest.mark.parametrize("name", ["vae", "joint", "llada"])
@@ -71,7 +73,9 @@ def test_collapse_is_loud_and_health_is_quiet():
     collapsed = constant + 0.01 * rng.standard_normal((5000, 4))
 
     report = report_of(stage, healthy, 0.05, 0.9)
-    assert stage.warnings(report) == []
+    alerts = alerts_of(load_config(spec("joint"), []))
+    healthy_report = {"kl_reference": 0.1, "dead_channels": 0.0}
+    assert raised_by(alerts, [report | healthy_report]) == {}
     assert report["mean_variance"] == pytest.approx(1, abs=0.05)
     assert abs(report["gaussian_skill"]) < 0.1
     assert report["skill"] == pytest.approx(1 - 0.9 / 1.5)
@@ -82,9 +86,9 @@ def test_collapse_is_loud_and_health_is_quiet():
     assert report["skill"] > 0.95  # looks like success
     assert report["mean_variance"] < 0.01
     assert report["gaussian_skill"] > 0.9
-    (warning,) = stage.warnings(report)
-    assert "collapsing" in warning
-    assert "lambda_ref" in warning
+    assert report["dead_channels"] == 1
+    raised = {alert.figure for alert in raised_by(alerts, [report])}
+    assert raised == {"mean_variance", "gaussian_skill", "dead_channels"}
 
 
 def test_log_snr_on_numbers_worked_out_by_hand():

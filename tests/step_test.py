@@ -36,7 +36,7 @@ def gradients(case):
     """{parts: (gradients by group, means)}"""
     stage, _, state, examples = case
     run = jax.jit(functools.partial(batch_gradients, stage), static_argnums=(2, 3))
-    return {parts: run(state, examples, stage.groups, parts) for parts in (1, 2, 4)}
+    return {parts: run(state, examples, stage.groups, parts) for parts in (1, 4)}
 
 
 def gaussian_kl(mean, logvar, other_mean, other_logvar):
@@ -180,9 +180,8 @@ def test_parts_of_the_batch_have_other_denominators(case):
         assert halves[0][name] != halves[1][name], name
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_accumulation_changes_neither_loss_nor_gradients(gradients, parts):
-    (found, means), (expected, expected_means) = gradients[parts], gradients[1]
+def test_accumulation_changes_neither_loss_nor_gradients(gradients):
+    (found, means), (expected, expected_means) = gradients[4], gradients[1]
     np.testing.assert_allclose(means["loss"], expected_means["loss"], rtol=1e-6)
     for name in expected_means:
         np.testing.assert_allclose(means[name], expected_means[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -1,6 +1,6 @@
 """Does to a training what happens to trainings, and sees whether it comes to the same end, with nobody there.
 
-python tools/chaos.py --out DIR [--faults kill,save,term,truncate,zero,flip,remove] [--times N] [--seed N]
+python tools/chaos.py --out DIR [--faults kill,save,term,truncate,zero,flip,remove,full] [--times N] [--seed N]
   A small stage 1 on stories, which it makes in DIR, under launch/supervise.sh: left alone, twice, then N times with
   each fault. Prints the survival table; DIR/trials.jsonl is the raw log, with the seed and what was done.
 python tools/chaos.py --out DIR --full
@@ -11,11 +11,13 @@ python tools/chaos.py --out DIR --result FILE --checkpoints FOLDER -- COMMAND ..
   kill      SIGKILL at any moment                   truncate  of the newest checkpoint any file is cut off,
   save      SIGKILL while a checkpoint is written   zero      its rest is zeros,
   term      SIGTERM at any moment, status 143       flip      a bit of it is another,
-                                                    remove    or it is gone
+  full      the disk is full for some seconds       remove    or it is gone
+            (needs root, to mount a small one)
 The status is 1 where a trial did not come to the same end.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -55,6 +57,8 @@ def main() -> None:
     faults = args.faults.split(",")
     if unknown := next((name for name in faults if name not in FAULTS), None):
         raise UserError(f"--faults {unknown}: expected some of {', '.join(FAULTS)}")
+    if any(FAULTS[name].disk for name in faults) and os.geteuid():
+        raise UserError("--faults full: needs root, to mount a small disk; leave it out")
     if args.times < 1:
         raise UserError(f"--times {args.times}: expected at least 1")
     out = Path(args.out).absolute()
@@ -65,7 +69,7 @@ def main() -> None:
     reference = reference_of(subject, out)
     print(f"left alone it takes {reference.seconds:.1f} s", flush=True)
     found = []
-    for trial in trials({name: FAULTS[name][1] if args.full else args.times for name in faults}, args.seed, subject,
+    for trial in trials({name: FAULTS[name].times if args.full else args.times for name in faults}, args.seed, subject,
                         reference, out):  # fmt: skip
         with (out / "trials.jsonl").open("a") as log:
             log.write(json.dumps(trial) + "\n")

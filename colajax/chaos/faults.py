@@ -1,10 +1,13 @@
 """What is done to a training: each fault a function of the trainer, a generator of random numbers and the seconds that
 an undisturbed run takes. It says what it did, or None where it came too late."""
 
+import contextlib
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from colajax.chaos.trainer import Trainer
 
@@ -86,8 +89,32 @@ def removed(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
     return _damaged(trainer, rng, "remove")
 
 
-# {name: (fault, how often --full does it)}
+def filled(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
+    """The disk is full from some moment on, for some seconds."""
+    after, full_for = rng.uniform(0, seconds), rng.uniform(1, seconds)
+    trainer.wait_for(lambda: False, after)
+    if trainer.status is not None:
+        return None
+    filling = trainer.workdir / "filling"
+    for size in (2**20, 2**12, 1):
+        with contextlib.suppress(OSError), filling.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(size))
+    trainer.wait_for(lambda: False, full_for)
+    filling.unlink()
+    return f"full after {after:.2f} s, for {full_for:.2f} s"
+
+
+class Fault(NamedTuple):
+    """What is done."""
+
+    do: Callable[[Trainer, random.Random, float], str | None]
+    times: int  # --full does it
+    disk: int | None = None  # megabytes of the disk that the training has to itself
+
+
 FAULTS = {
-    "kill": (killed, 100), "save": (killed_in_a_save, 50), "term": (terminated, 20), "truncate": (truncated, 10),
-    "zero": (zeroed, 10), "flip": (flipped, 10), "remove": (removed, 10),
+    "kill": Fault(killed, 100), "save": Fault(killed_in_a_save, 50), "term": Fault(terminated, 20),
+    "truncate": Fault(truncated, 10), "zero": Fault(zeroed, 10), "flip": Fault(flipped, 10),
+    "remove": Fault(removed, 10), "full": Fault(filled, 10, disk=24),
 }  # fmt: skip

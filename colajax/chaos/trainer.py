@@ -3,11 +3,14 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from colajax.errors import UserError
 
 SUPERVISOR = Path(__file__).parent.parent.parent / "launch" / "supervise.sh"
 POLL = 0.002  # seconds
@@ -16,12 +19,23 @@ POLL = 0.002  # seconds
 class Trainer:
     """`bash launch/supervise.sh COMMAND`, started in a session of its own; its output goes to WORKDIR.log."""
 
-    def __init__(self, command: list[str], workdir: Path, checkpoints: str):
-        """command: in which {workdir} stands for the workdir; checkpoints: the folder in it."""
+    def __init__(self, command: list[str], workdir: Path, checkpoints: str, disk: int | None = None):
+        """command: in which {workdir} stands for the workdir; checkpoints: the folder in it; disk: megabytes of a disk
+        that the workdir is to have to itself. Raises UserError where there can be none."""
         self._command = [word.replace("{workdir}", str(workdir)) for word in command]
         self.workdir, self.checkpoints = workdir, workdir / checkpoints
-        self.log = workdir.with_suffix(".log")
+        self.log, self._mounted = workdir.with_suffix(".log"), False
+        if disk:
+            self._mount(disk)
         self.start()
+
+    def _mount(self, megabytes: int) -> None:
+        self.workdir.mkdir(parents=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(self.workdir)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"{self.workdir}: cannot be a disk of its own ({done.stderr.strip()}); root can mount one")
+        self._mounted = True
 
     def start(self) -> None:
         """Also again, after the supervisor has ended."""
@@ -85,6 +99,12 @@ class Trainer:
             if not self.send(signal.SIGKILL) and self.status is not None:
                 return
             time.sleep(0.05)
+
+    def clear(self) -> None:
+        """Removes the workdir."""
+        if self._mounted:
+            subprocess.run(["umount", "--lazy", str(self.workdir)], check=False)
+        shutil.rmtree(self.workdir, ignore_errors=True)
 
     def lost_steps(self) -> int:
         """The most steps that one start did again."""

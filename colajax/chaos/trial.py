@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -70,9 +69,9 @@ def digest_of(workdir: Path, result: str) -> str:
 
 def try_fault(fault: str, seed: int, subject: Subject, reference: Reference, folder: Path) -> dict:
     """One trial as JSON values; the workdir and the log of one that did not come to the same end are kept."""
-    function, _ = FAULTS[fault]
+    function, _, disk = FAULTS[fault]
     workdir = folder / f"{fault}-{seed}"
-    trainer, began = Trainer(subject.command, workdir, subject.checkpoints), time.monotonic()
+    trainer, began = Trainer(subject.command, workdir, subject.checkpoints, disk), time.monotonic()
     try:
         done = function(trainer, random.Random(f"{fault} {seed}"), reference.seconds)
         trainer.wait_for(lambda: False, 5 * reference.seconds + PATIENCE)
@@ -90,7 +89,7 @@ def try_fault(fault: str, seed: int, subject: Subject, reference: Reference, fol
         "seconds": round(time.monotonic() - began, 2), "lost_steps": trainer.lost_steps(),
     }  # fmt: skip
     if end == SAME:
-        shutil.rmtree(workdir)
+        trainer.clear()
         trainer.log.unlink()
     return found
 

@@ -81,10 +81,6 @@ class Stage(abc.ABC):
     def summarise(self, means: dict) -> dict[str, float]:
         """Scalars to report, from {term: sum / count} of numpy arrays."""
 
-    def warnings(self, report: dict[str, float]) -> list[str]:
-        """What in an evaluation's report should stop a person from going on."""
-        return []
-
     @abc.abstractmethod
     def step_flops(self, batch_size: int, trainable: tuple[str, ...], keys: Keys) -> dict[str, float]:
         """Floating point operations of one update by part of the model: see `flops`."""

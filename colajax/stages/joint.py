@@ -191,16 +191,6 @@ class JointStage(TextVAEStage):
             )
         return report
 
-    def warnings(self, report: dict[str, float]) -> list[str]:
-        """Latents that are one constant plus a small deviation carry the token, are easy to predict, and cannot be
-        generated: skill and reconstruction look perfect, these two figures do not."""
-        collapsed = report["mean_variance"] < 0.5 or report["gaussian_skill"] > 0.5
-        return [] if not collapsed else [
-            f"the latents are collapsing: variance of the mean across tokens {report['mean_variance']:.3f} (healthy: "
-            f"above 0.9), skill of a Gaussian without context {report['gaussian_skill']:.3f} (healthy: below 0.1); "
-            f"raise lambda_ref"
-        ]  # fmt: skip
-
     def _time_quantiles(self, count: int = 2000) -> np.ndarray:
         o, u = self.objective, (jnp.arange(count) + 0.5) / count
         if o.time_distribution == "uniform":

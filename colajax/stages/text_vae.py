@@ -17,6 +17,9 @@ from colajax.objectives import elbo
 from colajax.stages.base import Stage, check_lengths, check_step, latents_of, sum_where
 from colajax.stages.flops import TRAINED, Keys, decoder_flops, encoder_flops, unembedding_flops
 
+DEAD = 0.01  # variance of the posterior mean below which a channel carries nothing
+
+
 
 class TextVAEStage(Stage):
     """A stage with the parameter group "vae"."""
@@ -124,10 +127,13 @@ class TextVAEStage(Stage):
 
     def summarise(self, means: dict) -> dict[str, float]:
         """Scalars; the vectors over channels become log_snr, its centred version, and the variance of the mean across
-        latents (mean over channels): near 1 in health, near 0 when the encoder has collapsed to one vector."""
+        latents (mean over channels): near 1 in health, near 0 when the encoder has collapsed to one vector.
+        dead_channels is the share of those that carry nothing (Burda et al. 2016, 1509.00519)."""
         report = {name: float(value) for name, value in means.items() if np.ndim(value) == 0}
-        square, across = means["mean_square"].mean(), (means["mean_square"] - means["mean"] ** 2).mean()
+        by_channel = means["mean_square"] - means["mean"] ** 2
+        square, across = means["mean_square"].mean(), by_channel.mean()
         report["mean_variance"] = float(across)
+        report["dead_channels"] = float((by_channel < DEAD).mean())
         if "variance" in means:
             variance = means["variance"].mean()
             report["log_snr"] = float(np.log(square / variance))

@@ -2,20 +2,19 @@
 only where every file is as it was written (`digests`)."""
 
 import contextlib
-import itertools
 import logging
 import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from colajax.errors import UserError, refusal_of, warn
-from colajax.files import absolute, files_under, in_bucket, move, read_json
+from colajax.errors import TryAgain, UserError, refusal_of, warn
+from colajax.files import absolute, read_json
 from colajax.parallel.agreement import from_first, share_errors
 from colajax.train.digests import METADATA, damage_of, has_digests, write_digests
 from colajax.train.state import TrainState
@@ -35,7 +34,6 @@ def _without_closed_loops(unraisable, before=sys.unraisablehook) -> None:
 sys.unraisablehook = _without_closed_loops
 
 FOLDER = "checkpoints"
-ASIDE = "damaged"  # folder of a workdir for checkpoints that are not what was written
 LATEST = 2  # checkpoints that are kept whatever their step
 SMALL_LAYER = 4 * 2**20  # bytes; smaller ones are stored together, as small files are slow
 SMALL_SLICE = 2**20  # bytes; devices that hold the same array share the writing, unless a share would be smaller
@@ -59,19 +57,30 @@ def _layer_by_layer(path, array: jax.Array) -> ocp.SaveArgs:
     return ocp.SaveArgs(shard_axes=(0,), chunk_byte_size=max(layer, SMALL_LAYER))
 
 
+class _Chosen(ocp.checkpoint_managers.PreservationPolicy):
+    """The checkpoints of a set of steps that grows."""
+
+    def __init__(self, steps: set[int]):
+        self._steps = steps
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [checkpoint.step in self._steps for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints under a workdir. A step is saved whole, with its digests, or not at all: Orbax gives what is
     complete its name or a mark, and removes older ones only then."""
 
-    def __init__(self, workdir, *, keep_every: int, budgets: tuple[int, ...] = ()):
-        """keep_every, budgets: steps whose checkpoints are kept for good."""
-        self._workdir, self._saving = workdir, 0
+    def __init__(self, workdir, *, keep_every: int, budgets: tuple[int, ...] = (), kept: Iterable[int] = ()):
+        """keep_every, budgets: steps whose checkpoints are kept for good; kept: those of `keep` in the run so far."""
+        self._workdir, self._saving, self._kept = workdir, 0, set(kept)
         self._lost = False  # whether the last one could not be saved
         # Each share of another shape is a small program to compile, at the first save.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALL_SLICE)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
         policies = ocp.checkpoint_managers
-        kept = [policies.LatestN(LATEST), policies.EveryNSteps(keep_every), policies.CustomSteps(budgets)]
+        kept = [policies.LatestN(LATEST), policies.EveryNSteps(keep_every), policies.CustomSteps(budgets),
+                _Chosen(self._kept)]  # fmt: skip
         self._manager = ocp.CheckpointManager(
             absolute(workdir) / FOLDER,
             item_handlers={"state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry)},
@@ -105,9 +114,23 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, whatever mesh it was saved on, laid out as `like` (see `state.abstract_state`)."""
+        self._saving = step  # the last there is
         with reading(self._workdir, step):
             restored = self._manager.restore(step, args=ocp.args.Composite(state=_restore(_as_tree(like))))
         return TrainState(**restored["state"])
+
+    def keep(self, step: int) -> None:
+        """The checkpoint of this step is kept for good; to be called before it is saved, or another after it."""
+        self._kept.add(step)
+
+    def keep_last(self) -> None:
+        """That of the one saved last, if there is one."""
+        if self._saving:
+            self.keep(self._saving)
+
+    def facts(self) -> dict:
+        """What a checkpoint has to say of those that are kept."""
+        return {"kept": sorted(self._kept)} if self._kept else {}
 
     def wait(self) -> None:
         """Until what was begun is on disk, or cannot be."""
@@ -145,11 +168,11 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Raises UserError where the last checkpoint could not be saved."""
+        """Raises TryAgain where the last checkpoint could not be saved."""
         self.wait()
         self._manager.close()
         if self._lost:
-            raise UserError(
+            raise TryAgain(
                 f"{self._workdir}: the checkpoint of step {self._saving} could not be saved; make room, and the same "
                 f"command goes on from the last one"
             )
@@ -157,7 +180,7 @@ class Checkpoints:
 
 def latest_step(workdir) -> int | None:
     """The last whole checkpoint of a run, or None where there is none yet."""
-    return next(_whole_steps(workdir), None)
+    return next(whole_steps(workdir), None)
 
 
 def facts_of(workdir, step: int) -> dict:
@@ -167,32 +190,10 @@ def facts_of(workdir, step: int) -> dict:
 
 def previous_step(workdir, step: int) -> int | None:
     """The last whole checkpoint of a run before that of `step`, or None where there is none."""
-    return next((other for other in _whole_steps(workdir) if other < step), None)
+    return next((other for other in whole_steps(workdir) if other < step), None)
 
 
-def set_later_aside(workdir: epath.Path, after: int) -> None:
-    """Moves the checkpoints of later steps to WORKDIR/damaged, and says so; to be called in one process."""
-    for step in [step for step in _whole_steps(workdir) if step > after]:
-        warn(f"{step_folder(workdir, step)}: moved to {_move_aside(workdir, step)}")
-
-
-def set_damaged_aside(workdir: epath.Path) -> None:
-    """Moves checkpoints of a run that are not what was written to WORKDIR/damaged, from the latest on to the first one
-    that is, and says so; to be called in one process. Raises UserError, and moves none, where all are damaged."""
-    damaged, step = {}, None
-    for step in _whole_steps(workdir):
-        if (reason := _damage(workdir, step)) is None:
-            break
-        damaged[step] = reason
-    if step in damaged:
-        said = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-        raise UserError(f"{workdir / FOLDER}: every checkpoint is damaged ({said}); copy one again")
-    for old, reason in damaged.items():
-        aside = _move_aside(workdir, old)
-        warn(f"{step_folder(workdir, old)}: damaged ({reason}); moved to {aside}")
-
-
-def _damage(workdir, step: int) -> str | None:
+def damage(workdir, step: int) -> str | None:
     """What is wrong with a checkpoint, or None; one that nothing can be said of is taken, and that is said."""
     folder = step_folder(workdir, step)
     if has_digests(folder):
@@ -203,21 +204,7 @@ def _damage(workdir, step: int) -> str | None:
     return None
 
 
-def _move_aside(workdir: epath.Path, step: int) -> epath.Path:
-    """Gives a checkpoint's files a folder of their own in WORKDIR/damaged: STEP-0, or the next that is not taken."""
-    source, parent = step_folder(workdir, step), workdir / ASIDE
-    target = next(place for n in itertools.count() if not (place := parent / f"{step}-{n}").exists())
-    target.mkdir(parents=True)
-    for file in files_under(source):
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        move(file, place)
-    if not in_bucket(source):  # where there are no folders
-        source.rmtree()
-    return target
-
-
-def _whole_steps(workdir) -> Iterator[int]:
+def whole_steps(workdir) -> Iterator[int]:
     """The newest first: in a bucket each is asked for by requests of its own."""
     folder = epath.Path(workdir) / FOLDER
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
@@ -241,7 +228,7 @@ def checkpoint_step(workdir, step: int | None = None) -> int:
 def whole_step(workdir, step: int | None = None) -> int:
     """As `checkpoint_step`, of a checkpoint that is as it was written. Raises UserError on one that is damaged too."""
     step = checkpoint_step(workdir, step)
-    if reason := _damage(workdir, step):
+    if reason := damage(workdir, step):
         raise _damaged(workdir, step, reason)
     return step
 

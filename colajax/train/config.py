@@ -30,7 +30,7 @@ from colajax.train.kept import NULLABLE, defaults_of, nullable_of, read_kept
 OPERATIONAL = (
     "records", "init_from", "init_step", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_every",
     "budgets", "remat", "accumulation_steps", "gradient_reduction", "compute_params", "spike_sigmas",
-    "skips_in_a_row", "hang_seconds", "damaged_rows",
+    "skips_in_a_row", "hang_seconds", "damaged_rows", "alerts",
     *(f"mesh.{axis}" for axis in AXES),
 )  # fmt: skip
 _ABSENT = object()

@@ -9,7 +9,7 @@ from colajax.train.budgets import with_total_steps
 from colajax.train.checkpoint import facts_of
 from colajax.train.evaluation import held_out_batches, make_evaluation
 from colajax.train.goodput import Clock
-from colajax.train.reporter import Reporter
+from colajax.train.reporter import QUIET, Alarm, Reporter
 from colajax.train.setup import Run, say, set_up
 from colajax.train.signals import StopSignals
 from colajax.train.state import is_finite
@@ -42,9 +42,17 @@ def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
     reporter, updates = Reporter(run, config, clock), Updates(config, stage, run.optimizer, run.like, run.loader)
     updates.begin_at(run.start, run.state, share_errors(lambda: facts_of(run.workdir, run.start)) if run.start else {})
 
-    if run.owed:
-        with reporter.evaluating(run.start) as found:
+    def evaluated(step: int) -> Alarm:
+        with reporter.evaluating(step) as found:
             found(evaluate(updates.state, eval_batches))
+        moved()
+        return reporter.alarm()
+
+    def refuse(reason: str) -> None:
+        reporter.refuse(reason, "the same command goes on where config.alerts lets it")
+
+    if run.owed and (alarm := evaluated(run.start)).stop:
+        refuse(alarm.stop)
     stopping = 0
     with run.lease.kept(), StopSignals() as stop:
         attempt = run.start  # unlike a step, it never goes back
@@ -65,16 +73,20 @@ def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
             if updates.stuck:
                 reporter.went_back(updates.go_back(run))
             reached = updates.begun == step  # not where an update was skipped: what was due is due later
-            if evaluating and reached:
-                with reporter.evaluating(step) as found:
-                    found(evaluate(updates.state, eval_batches))
-                moved()
+            alarm = evaluated(step) if evaluating and reached else QUIET
+            if alarm.first:
+                run.checkpoints.keep_last()
+            if alarm.keep:
+                run.checkpoints.keep(step)
+            saving = saving or alarm.keep or bool(alarm.stop)
             if (saving and reached) or stopping:
                 from_first(run.lease.check)
-                facts = stage.ledger(config.batch_size, updates.begun) | updates.facts()
+                facts = stage.ledger(config.batch_size, updates.begun) | updates.facts() | run.checkpoints.facts()
                 with reporter.saving(updates.begun, bool(is_finite(updates.state))):
                     run.checkpoints.save(updates.state, facts)
                 moved()
+            if alarm.stop:
+                refuse(alarm.stop)
         complete = updates.begun == config.total_steps
         if not complete:
             say(f"{run.workdir}: stopped at step {updates.begun}, saved; the same command goes on from there")

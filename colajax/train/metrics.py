@@ -41,7 +41,7 @@ def _seconds(call) -> float:
     return time.perf_counter() - start
 
 
-EVENTS = ("start", "train", "evaluation", "save", "spent", "skipped", "went back")  # of timeline.jsonl
+EVENTS = ("start", "train", "evaluation", "save", "spent", "skipped", "went back", "alert")  # of timeline.jsonl
 
 
 class Lines:
@@ -104,6 +104,10 @@ class MetricsWriter:
         """kind: "train" or "eval"."""
         self._board.add(step, {f"{kind}/{name}": value for name, value in scalars.items()})
         self._lines.add({"step": step, "kind": kind, **scalars})
+
+    def evaluations(self) -> list[dict]:
+        """What was written of kind "eval" up to here, before this start too."""
+        return [line for line in self._lines if line.get("kind") == "eval"]
 
     def board_only(self, kind: str, step: int, scalars: dict[str, float]) -> None:
         """kind: "speed" or "seconds"."""

@@ -5,12 +5,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 
 from colajax.errors import UserError, refusal_of, tell, warn
 from colajax.files import write_whole
+from colajax.parallel.agreement import from_first
 from colajax.parallel.processes import is_first
+from colajax.train.alerts import alerts_of, raised_by
 from colajax.train.checkpoint import latest_step
 from colajax.train.goodput import Clock, shares, totals
 from colajax.train.metrics import Lines, MetricsWriter, Speed, progress_line
@@ -20,12 +23,24 @@ from colajax.train.updates import Applied, Skipped
 SKIPPED = "skipped"  # folder of a workdir: what there is to know of the updates that were not applied
 
 
+class Alarm(NamedTuple):
+    """first: whether an evaluation raises an alert and the one before it did not; keep, stop: what alerts ask for."""
+
+    first: bool
+    keep: bool
+    stop: str  # why, or ""
+
+
+QUIET = Alarm(False, False, "")
+
+
 class Reporter:
     """Of the loop. Every process has one and calls it alike; the first one writes."""
 
     def __init__(self, run: Run, config, clock: Clock):
         self._run, self._stage, self._total, self._batch_size = run, run.stage, config.total_steps, config.batch_size
         self._log_every, self._most_in_a_row = config.log_every, config.skips_in_a_row
+        self._alerts = alerts_of(config)
         self._tokens = config.batch_size * config.sequence_length
         self._speed, self._clock, self._step = Speed(run.start, config.total_steps), clock, run.start
         self._writer = self._timeline = None
@@ -95,7 +110,7 @@ class Reporter:
     def went_back(self, step: int | None) -> None:
         """The run goes on from the checkpoint of `step`. Raises UserError where there is none."""
         if step is None:
-            self._refuse(f"{self._most_in_a_row} updates in a row were not sound")
+            self.refuse(f"{self._most_in_a_row} updates in a row were not sound")
         self._step = step
         self._speed.start_again(step)
         if self._writer:
@@ -111,7 +126,7 @@ class Reporter:
         with self._clock.spending("evaluation"):
             yield found.update
         if not math.isfinite(loss := float(found["loss"])):
-            self._refuse(f"the loss of the evaluation is {loss} at step {step}")
+            self.refuse(f"the loss of the evaluation is {loss} at step {step}")
         scalars = self._stage.summarise(found)
         seconds = time.perf_counter() - began
         self._speed.pause(seconds)
@@ -119,15 +134,27 @@ class Reporter:
             self._writer.write(step, "eval", scalars | self._stage.ledger(self._batch_size, step))
             self._note("evaluation", step, {"seconds": seconds})
             tell(f"eval at {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
-            for warning in self._stage.warnings(scalars):
-                warn(f"step {step}: {warning}")
+
+    def alarm(self) -> Alarm:
+        """What the last evaluation raises of config.alerts, the same in every process."""
+        return Alarm(*from_first(self._alarm))
+
+    def _alarm(self) -> Alarm:
+        evaluations = self._writer.evaluations()
+        found, before = (raised_by(self._alerts, lines) for lines in (evaluations, evaluations[:-1]))
+        step = evaluations[-1]["step"]
+        for alert, said in found.items():
+            warn(f"step {step}: {said} ({alert.action}: config.alerts)")
+            self._note("alert", step, {"figure": alert.figure, "action": alert.action})
+        stop = "; ".join(said for alert, said in found.items() if alert.action == "stop")
+        return Alarm(bool(found) and not before, any(alert.action == "keep" for alert in found), stop)
 
     @contextlib.contextmanager
     def saving(self, step: int, finite: bool) -> Iterator[None]:
         """While this is open a checkpoint is begun; what was reported until then is on disk before. Raises UserError,
         in place of a checkpoint, where the state is not finite."""
         if not finite:
-            self._refuse(f"parameters or optimizer hold NaN or infinity at step {step}, which was not saved")
+            self.refuse(f"parameters or optimizer hold NaN or infinity at step {step}, which was not saved")
         if self._writer:
             self._try(self._writer.flush)
         began = time.perf_counter()
@@ -145,12 +172,13 @@ class Reporter:
         self._writer.board_only("seconds", self._step, found)
         return found
 
-    def _refuse(self, reason: str) -> None:
+    def refuse(self, reason: str, advice: str = "try a lower learning rate in a new --workdir") -> None:
+        """Ends the run in every process, with a UserError."""
         self.close()
         self._run.checkpoints.close()
         latest = latest_step(self._run.workdir)
         kept = "there is no checkpoint" if latest is None else f"the last checkpoint is of step {latest}"
-        raise UserError(f"{self._run.workdir}: {reason}; {kept}; try a lower learning rate in a new --workdir")
+        raise UserError(f"{self._run.workdir}: {reason}; {kept}; {advice}")
 
     def close(self) -> None:
         if self._writer:

@@ -16,8 +16,10 @@ from colajax.parallel.agreement import check_agreement, from_first, share_errors
 from colajax.parallel.batch import check_batch
 from colajax.parallel.mesh import make_mesh
 from colajax.parallel.processes import is_first
+from colajax.train.alerts import alerts_of
+from colajax.train.aside import set_damaged_aside
 from colajax.train.budgets import budget_steps, check_kept
-from colajax.train.checkpoint import Checkpoints, checkpoint_step, latest_step, read_params, set_damaged_aside
+from colajax.train.checkpoint import Checkpoints, checkpoint_step, facts_of, latest_step, read_params
 from colajax.train.config import check_config, config_digest, keep_config
 from colajax.train.fingerprint import fingerprint
 from colajax.train.goodput import Clock
@@ -87,7 +89,8 @@ def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock) -> R
         share_errors(lambda: check_config(workdir, config, facts))
     lease = Lease(workdir)
     from_first(lease.take)
-    checkpoints = Checkpoints(workdir, keep_every=config.keep_every, budgets=parts.budgets)  # makes their folder
+    kept = share_errors(lambda: facts_of(workdir, parts.start).get("kept", ())) if parts.start else ()
+    checkpoints = Checkpoints(workdir, keep_every=config.keep_every, budgets=parts.budgets, kept=kept)
     if parts.start is not None:
         with clock.spending("restore"):
             state = checkpoints.restore(parts.start, like)
@@ -104,6 +107,7 @@ def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock) -> R
 def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Parts:
     """What needs no other process."""
     _check_ranges(config)
+    alerts_of(config)
     if not config.records:
         raise UserError("config.records: expected a folder made by tools/prepare_data.py; pass --config.records=DIR")
     loader, held_out = (

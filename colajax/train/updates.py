@@ -17,7 +17,8 @@ import numpy as np
 from colajax.data.loader import Loader
 from colajax.parallel.agreement import from_first, share_errors
 from colajax.parallel.batch import global_batch, local_rows
-from colajax.train.checkpoint import facts_of, previous_step, set_later_aside
+from colajax.train.aside import set_later_aside
+from colajax.train.checkpoint import facts_of, previous_step
 from colajax.train.optimizer import Optimizer
 from colajax.train.setup import Run
 from colajax.train.state import TrainState
