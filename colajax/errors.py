@@ -10,6 +10,8 @@ import urllib.parse
 from collections.abc import Callable
 from typing import TextIO
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -31,7 +33,7 @@ def tell(line: str, stream: TextIO | None = None) -> None:
     try:
         print(line, file=stream or sys.stdout, flush=True)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (*FULL, errno.EFBIG):
             raise
 
 

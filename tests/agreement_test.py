@@ -17,9 +17,9 @@ from colajax.train.provenance import commit, versions
 
 # Runs the tasks in both processes; each writes the errors that it met, a list of lines.
 WORKER = """
-import json, sys
+import errno, json, sys
 import jax
-from colajax.errors import UserError
+from colajax.errors import TryAgain, UserError
 from colajax.parallel.agreement import check_agreement, from_first, share_errors
 from colajax.parallel.processes import join
 
@@ -36,6 +36,10 @@ def refused_in_the_first():
         open("/nowhere/file")
     return "result"
 
+def full_in_the_first():
+    if mine == 0:
+        raise OSError(errno.ENOSPC, "No space left on device", "/run/config.json")
+
 def bug_in_the_second():
     if mine == 1:
         {}["missing"]
@@ -47,6 +51,8 @@ def fail_alike():
 def error_of(call):
     try:
         return call()
+    except TryAgain as error:
+        return f"again: {error}"
     except UserError as error:
         return f"error: {error}"
     except KeyError as error:
@@ -62,6 +68,7 @@ print(json.dumps([
     error_of(lambda: share_errors(bug_in_the_second)),
     error_of(lambda: from_first(lambda: {"mine": mine})),
     error_of(lambda: from_first(refused_in_the_first)),
+    error_of(lambda: share_errors(full_in_the_first)),
 ]))
 """
 
@@ -94,6 +101,7 @@ def test_what_is_refused_in_one_and_a_bug_of_one_end_all(met):
     assert met[0][5] == met[1][5] == "error: process 0: /nowhere/file: No such file or directory"
     assert met[0][6] == "error: process 1: KeyError: 'missing'"
     assert met[1][6] == "a bug: 'missing'"
+    assert met[0][9] == met[1][9] == "again: process 0: /run/config.json: No space left on device"
 
 
 def test_what_the_first_finds_is_so_in_all(met):

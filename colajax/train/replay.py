@@ -85,7 +85,8 @@ def _recorded(file: epath.Path) -> Skipped:
     try:
         numbers = {kind: {k: float(v) for k, v in found[kind].items()} for kind in ("means", "limits")}
         update = Skipped(**found | numbers)
-        sound = all(type(x) is int and x >= 0 for x in (update.begins, update.batch, update.began_at, *update.rows))
+        numbers = (update.begins, update.batch, update.began_at, update.began_with, *update.rows)
+        sound = all(type(x) is int and 0 <= x < 2**31 for x in numbers) and update.means.keys() == update.limits.keys()
     except (TypeError, ValueError, AttributeError):
         sound = False
     if not sound:
