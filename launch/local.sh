@@ -22,7 +22,7 @@ if [ -n "${setting[devices]}" ]; then
     # threads than the devices need, all wait for ever.
     environment+=(JAX_PLATFORMS=cpu "XLA_FLAGS=${flags# }" "NPROC=${NPROC:-$((4 * setting[devices]))}")
 fi
-port=$((20000 + RANDOM % 20000))
+port=$((20000 + RANDOM % 12000)) # below those that the system gives away
 while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
 environment+=("JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=${setting[processes]}")
 

@@ -1,7 +1,6 @@
 """Processes that do not agree when they start: two real ones, which end together, each with the same line."""
 
 import json
-import socket
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import ROOT, environment
+from tiny_runs import ROOT, environment, free_port
 
 from colajax.train import provenance
 from colajax.train.fingerprint import fingerprint
@@ -76,9 +75,7 @@ print(json.dumps([
 @pytest.fixture(scope="module")
 def met():
     """What each of two processes met, two lists of the same tasks."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

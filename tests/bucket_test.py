@@ -1,7 +1,6 @@
 """Every path in a bucket: corpus to import, against the same on local disk; a bucket that fails, in one line."""
 
 import json
-import os
 import runpy
 import signal
 import subprocess
@@ -100,7 +99,7 @@ def stage_two(corpus, stage_one):
     workdir = BUCKET / "joint"
     given = (f"records={corpus}", f"init_from={stage_one[0]}", f"total_steps={STEPS}", "eval_every=8", "eval_rows=8",
              f"vae.vocab_size={read_metadata(corpus)['tokenizer']['vocab_size']}")  # fmt: skip
-    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}", "JAX_NUM_PROCESSES": "2"}
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{tiny_runs.free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = [start("joint", workdir, *given, **cluster, JAX_PROCESS_ID=str(i)) for i in range(2)]
     ended = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [errors[-3000:] for _, errors in ended]

@@ -1,6 +1,5 @@
 """A run that changes machines, begun on 4 devices, continued on 2 processes: against one left alone on one device."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def test_resumed_on_other_meshes_and_process_counts(records, alone, tmp_path):
     assert still.wait() == 0, still.communicate()
 
     moved = tmp_path / "moved"
-    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}", "JAX_NUM_PROCESSES": "2"}
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{tiny_runs.free_port()}", "JAX_NUM_PROCESSES": "2"}
     phases = ((4, "2,1,2", 23, 1), (1, "1,2,1", None, 2))
     ended = []  # the step of each phase
     for devices, mesh, stop, count in phases:

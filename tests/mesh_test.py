@@ -3,7 +3,6 @@
 import base64
 import functools
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import ROOT, environment
+from tiny_runs import ROOT, environment, free_port
 
 from colajax.sampling.load import SAMPLERS
 
@@ -30,9 +29,7 @@ CLUSTERS = [(2, 4, "1,1,8", tuple(SAMPLERS)), (4, 2, "2,2,2", ("joint",))]
 def run_worker(jobs: list[tuple], *, processes: int = 1, devices: int = 8, **compiled) -> list:
     """The results of jobs (see mesh_worker.py), as the first process has them; compiled: see tiny_runs.environment."""
     folder = Path(tempfile.mkdtemp())
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)} if processes > 1 else {}
     workers = [
         subprocess.Popen(

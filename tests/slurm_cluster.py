@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tiny_runs import free_port
+
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -54,7 +56,7 @@ def slurm_cluster(folder: Path, cpus: int) -> Iterator[dict[str, str]]:
     (folder / "slurm.conf").write_text(
         CONFIGURATION.format(
             folder=folder, user=getpass.getuser(), host=socket.gethostname().split(".")[0], cpus=cpus,
-            controller_port=_free_port(), daemon_port=_free_port(),
+            controller_port=free_port(), daemon_port=free_port(),
         )
     )  # fmt: skip
     for name in ("state", "spool"):
@@ -103,12 +105,6 @@ def _end(daemon: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _path() -> str:

@@ -4,6 +4,8 @@ batches that show what a loss does with padding, patches and weights."""
 import contextlib
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 SEQUENCE_LENGTH = 32
 RUN = (
     "batch_size=8", f"sequence_length={SEQUENCE_LENGTH}", "total_steps=12", "log_every=1", "eval_every=5",
-    "checkpoint_every=4", "eval_rows=12", "optimizer.warmup_steps=3",
+    "checkpoint_every=4", "eval_rows=12", "optimizer.warmup_steps=3", "alerts=()",
 )  # fmt: skip
 VAE = ("vae.dim=32", "vae.ffn_dim=48", "vae.num_heads=2", "vae.latent_dim=4")
 DIT = (
@@ -103,6 +105,16 @@ def environment(devices: int, *, optimised: bool = False, quick: str = QUICK_FLA
     # Collectives wait for each other in threads of XLA, of which there must be enough: see launch/local.sh.
     threads = str(4 * devices)
     return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "NPROC": threads, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
+
+
+def free_port() -> int:
+    """Below those that the system gives to whoever asks for any: such a one another test may have got before it is
+    used."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", port))
+            return port
 
 
 def train_alone(stage: str, workdir, records) -> None:
