@@ -8,7 +8,6 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.stages.vae import VAEStage
-from colajax.train import loop
 from colajax.train.alerts import Alert, alerts_of, raised_by
 from colajax.train.loop import train
 
@@ -47,17 +46,12 @@ def test_what_is_no_alert(entry):
         alerts_of(config)
 
 
-class StopAtSeven(loop.StopSignals):
-    def agreed(self, step):
-        return 15 if step == 7 else 0
-
-
 def test_an_alert_keeps_the_checkpoint_before_it_and_its_own(records, tmp_path, monkeypatch, capsys):
     """Of twelve steps, evaluated at 5, 10 and 12 and saved at 4, 8 and 12; stopped at 7."""
     workdir, alerts = epath.Path(tmp_path / "run"), (("loss", "above", 0.0, "keep"), ("loss", "below", 0.0, "stop"))
     config = tiny_runs.tiny_config("vae", f"records={records}", f"alerts={alerts}")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "StopSignals", StopAtSeven)
+        tiny_runs.stop_after(patch, 7)
         assert train(config, VAEStage, workdir) == 128 + 15
     assert train(config, VAEStage, workdir) == 0
     assert {int(path.name) for path in (workdir / "checkpoints").iterdir()} == {4, 5, 10, 12}

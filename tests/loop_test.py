@@ -11,7 +11,7 @@ from etils import epath
 
 from colajax.errors import UserError
 from colajax.stages.vae import VAEStage
-from colajax.train import loop, metrics, updates
+from colajax.train import metrics, updates
 from colajax.train.loop import train
 from colajax.train.stored import open_arrays
 
@@ -59,11 +59,7 @@ def test_nothing_that_is_not_finite_is_saved(records, tmp_path, log_every, check
 
 
 def test_nor_when_it_is_stopped_between_two_lines(records, tmp_path, monkeypatch):
-    class Stopped(loop.StopSignals):
-        def agreed(self, step):
-            return 15 if step == 9 else 0
-
-    monkeypatch.setattr(loop, "StopSignals", Stopped)
+    tiny_runs.stop_after(monkeypatch, 9)
     workdir = epath.Path(tmp_path / "run")
     given = (*ABSURD, f"eval_every={NEVER}", "log_every=50", f"checkpoint_every={NEVER}")
     assert train(tiny_runs.tiny_config("vae", f"records={records}", *given), VAEStage, workdir) == 128 + 15

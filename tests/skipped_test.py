@@ -17,7 +17,7 @@ from etils import epath
 from colajax.data.loader import Loader
 from colajax.errors import UserError
 from colajax.stages.vae import VAEStage
-from colajax.train import loop, updates
+from colajax.train import updates
 from colajax.train.loop import train
 from colajax.train.replay import replay
 from colajax.train.stored import open_arrays
@@ -82,15 +82,6 @@ def assert_same_run(workdir, other) -> None:
     assert (workdir / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
 
 
-class StopAt(loop.StopSignals):
-    """SIGTERM after so many updates were begun."""
-
-    after = 0
-
-    def agreed(self, step):
-        return 15 if step == self.after else 0
-
-
 def test_batches_that_are_not_sound_are_as_if_they_were_not_there(case, tmp_path, monkeypatch, capsys):
     """The first, two in a row, at a checkpoint and near the end."""
     bad = (0, 5, 6, 11, 13, 16)
@@ -121,7 +112,7 @@ def test_stopped_where_updates_are_skipped(case, tmp_path, monkeypatch):
     workdir, other = epath.Path(tmp_path / "run"), epath.Path(tmp_path / "other")
     for after in (6, 8):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "StopSignals", type("Stop", (StopAt,), {"after": after}))
+            tiny_runs.stop_after(patch, after)
             assert case.run(workdir, bad) == 128 + 15
     assert case.run(workdir, bad) == 0
     without(monkeypatch, *bad)
@@ -152,7 +143,7 @@ def test_a_spike_is_skipped_where_it_is_asked_for(records, tmp_path, monkeypatch
     assert all(f"  {row}: " in said for row in found["rows"])
     # What it is judged by is in the checkpoints.
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "StopSignals", type("Stop", (StopAt,), {"after": 21}))
+        tiny_runs.stop_after(patch, 21)
         assert asked.run(stopped, bad, factor) == 128 + 15
     assert asked.run(stopped, bad, factor) == 0
     assert_same_run(stopped, workdir)
@@ -171,6 +162,8 @@ def test_limits_are_of_what_the_host_knows_for_certain():
         if len(known) >= updates.LEAST:
             expected = np.float32(known[-updates.WINDOW :].mean() + 3 * known[-updates.WINDOW :].std())
         assert limits.of(("loss",), step)["loss"] == pytest.approx(expected)
+    unbounded = updates.Limits(0.0, limits.facts())  # the default
+    assert unbounded.of(("loss",), 300) == {"loss": np.inf}
     again = updates.Limits(3.0, json.loads(json.dumps(limits.facts())))
     assert again.of(("loss", "new"), 300) == limits.of(("loss",), 300) | {"new": np.inf}
 

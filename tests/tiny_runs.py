@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tiny_models
 
 from colajax.stages import STAGES
 from colajax.stages.joint import JointStage
+from colajax.train import loop
 from colajax.train.checkpoint import step_folder
 from colajax.train.config import load_config
 from colajax.train.digests import write_digests
@@ -105,6 +107,16 @@ def environment(devices: int, *, optimised: bool = False, quick: str = QUICK_FLA
     # Collectives wait for each other in threads of XLA, of which there must be enough: see launch/local.sh.
     threads = str(4 * devices)
     return os.environ | QUICK_TO_COMPILE | {"XLA_FLAGS": flags, "NPROC": threads, "TF_CPP_MIN_LOG_LEVEL": "3"} | more
+
+
+def stop_after(patch, updates: int) -> None:
+    """Trainings in this process get SIGTERM when so many updates were begun; patch: a pytest.MonkeyPatch."""
+
+    class Stop(loop.StopSignals):
+        def agreed(self, step):
+            return signal.SIGTERM if step == updates else 0
+
+    patch.setattr(loop, "StopSignals", Stop)
 
 
 def free_port() -> int:

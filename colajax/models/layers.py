@@ -181,7 +181,8 @@ def scan_layers(stacked: nnx.Module, apply: Callable, x, xs=None, *, remat: str 
 
 
 @functools.cache  # tracing takes a good part of a second
-def _abstract(make: Callable[..., nnx.Module], config, **options) -> tuple[nnx.GraphDef, nnx.State]:
+def _traced(make: Callable[..., nnx.Module], config, **options) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure, and parameters as ShapeDtypeStructs."""
     return nnx.split(nnx.eval_shape(lambda: make(config, **options, rngs=nnx.Rngs(0))))
 
 
@@ -194,7 +195,7 @@ class Functional:
 
     def __init__(self, make: Callable[..., nnx.Module], config, **options):
         self._make = functools.partial(make, config, **options)
-        self._graphdef, self._abstract = _abstract(make, config, **options)
+        self._graphdef, self._abstract = _traced(make, config, **options)
 
     def init(self, key: jax.Array) -> dict:
         return nnx.to_pure_dict(nnx.state(self._make(rngs=nnx.Rngs(key))))

@@ -20,7 +20,6 @@ from colajax.stages.flops import TRAINED, Keys, decoder_flops, encoder_flops, un
 DEAD = 0.01  # variance of the posterior mean below which a channel carries nothing
 
 
-
 class TextVAEStage(Stage):
     """A stage with the parameter group "vae"."""
 

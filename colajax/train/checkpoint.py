@@ -73,7 +73,8 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep_every: int, budgets: tuple[int, ...] = (), kept: Iterable[int] = ()):
         """keep_every, budgets: steps whose checkpoints are kept for good; kept: those of `keep` in the run so far."""
-        self._workdir, self._saving, self._kept = workdir, 0, set(kept)
+        self._workdir, self._kept = workdir, set(kept)
+        self._newest = 0  # step of the checkpoint that was begun or restored last
         self._lost = False  # whether the last one could not be saved
         # Each share of another shape is a small program to compile, at the first save.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALL_SLICE)
@@ -97,7 +98,7 @@ class Checkpoints:
         """Called in the background, in the first process, when all has been written; on local disk the folder has not
         got its name yet."""
         folders = (absolute(self._workdir) / FOLDER).iterdir()
-        write_digests(next(path for path in folders if path.name.partition(".")[0] == str(self._saving)))
+        write_digests(next(path for path in folders if path.name.partition(".")[0] == str(self._newest)))
 
     def save(self, state: TrainState, facts: dict) -> None:
         """Starts saving in the background; the state's arrays are copied before this returns. A step that is there
@@ -109,12 +110,12 @@ class Checkpoints:
             tree = _as_tree(state)
             by_layer = jax.tree_util.tree_map_with_path(_layer_by_layer, tree)
             arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(tree, save_args=by_layer))
-            self._saving, self._lost = step, False
+            self._newest, self._lost = step, False
             self._try(lambda: self._manager.save(step, args=arguments, custom_metadata=facts))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, whatever mesh it was saved on, laid out as `like` (see `state.abstract_state`)."""
-        self._saving = step  # the last there is
+        self._newest = step
         with reading(self._workdir, step):
             restored = self._manager.restore(step, args=ocp.args.Composite(state=_restore(_as_tree(like))))
         return TrainState(**restored["state"])
@@ -125,8 +126,8 @@ class Checkpoints:
 
     def keep_last(self) -> None:
         """That of the one saved last, if there is one."""
-        if self._saving:
-            self.keep(self._saving)
+        if self._newest:
+            self.keep(self._newest)
 
     def facts(self) -> dict:
         """What a checkpoint has to say of those that are kept."""
@@ -157,9 +158,9 @@ class Checkpoints:
     def _clear(self, reason: str) -> None:
         latest = latest_step(self._workdir)
         kept = "there is none" if latest is None else f"the last one is of step {latest}"
-        warn(f"{step_folder(self._workdir, self._saving)}: not saved ({reason}); {kept}")
+        warn(f"{step_folder(self._workdir, self._newest)}: not saved ({reason}); {kept}")
         for path in (absolute(self._workdir) / FOLDER).iterdir():
-            if path.name.partition(".")[0] == str(self._saving) and not _is_whole(path):
+            if path.name.partition(".")[0] == str(self._newest) and not _is_whole(path):
                 with contextlib.suppress(OSError):
                     path.rmtree()
 
@@ -173,7 +174,7 @@ class Checkpoints:
         self._manager.close()
         if self._lost:
             raise TryAgain(
-                f"{self._workdir}: the checkpoint of step {self._saving} could not be saved; make room, and the same "
+                f"{self._workdir}: the checkpoint of step {self._newest} could not be saved; make room, and the same "
                 f"command goes on from the last one"
             )
 

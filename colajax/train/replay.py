@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from colajax.data.loader import Loader
 from colajax.errors import UserError
 from colajax.files import read_json
 from colajax.keys import training_draw
@@ -17,6 +17,7 @@ from colajax.parallel.rules import laid_out
 from colajax.train.checkpoint import facts_of, previous_step, read_params, read_state
 from colajax.train.kept import run_config
 from colajax.train.optimizer import optimizer_of
+from colajax.train.setup import loader_of
 from colajax.train.state import TrainState, abstract_state, fresh_state
 from colajax.train.step import batch_gradients
 from colajax.train.updates import Skipped, Updates
@@ -37,9 +38,7 @@ def replay(file: epath.Path, config, make_stage: Callable) -> Replayed:
     """config: the run's, whose mesh, records and the like may be others (`config.OPERATIONAL`); nothing is written.
     Raises UserError on a file that is damaged, and where the run has not kept what the update hangs on."""
     recorded, workdir = _recorded(file), file.parent.parent
-    loader = Loader(
-        config.records, "train", config.batch_size, config.sequence_length, config.data_seed, config.damaged_rows
-    )
+    loader = loader_of(config, "train")
     if loader.rows_of(recorded.batch) != recorded.rows:
         raise UserError(f"{file}: batch {recorded.batch} of {config.records} has other rows; name the run's records")
     mesh = make_mesh(config.mesh)
@@ -103,7 +102,7 @@ def _beginning(workdir, stage, optimizer, like: TrainState, seed: int) -> TrainS
 
 
 def _gradients(stage, state: TrainState, rows: np.ndarray, config) -> dict[str, float]:
-    """The norm of each parameter's gradient."""
+    """{name: norm of the gradient} of each parameter; rows: the whole batch (B, T)."""
     mesh = state.step.sharding.mesh
 
     @jax.jit
@@ -113,7 +112,7 @@ def _gradients(stage, state: TrainState, rows: np.ndarray, config) -> dict[str, 
             found, _ = batch_gradients(
                 stage, state, stage.examples(tokens, draw), stage.groups, config.accumulation_steps
             )
-        return jax.tree.map(lambda gradient: jax.numpy.linalg.norm(gradient.ravel()), found)
+        return jax.tree.map(lambda gradient: jnp.linalg.norm(gradient.ravel()), found)
 
     found = jax.device_get(norms(state, rows))
     return {jax.tree_util.keystr(path, simple=True, separator="."): float(norm)

@@ -110,12 +110,7 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     alerts_of(config)
     if not config.records:
         raise UserError("config.records: expected a folder made by tools/prepare_data.py; pass --config.records=DIR")
-    loader, held_out = (
-        Loader(
-            config.records, split, config.batch_size, config.sequence_length, config.data_seed, config.damaged_rows
-        )
-        for split in ("train", "validation")
-    )
+    loader, held_out = loader_of(config, "train"), loader_of(config, "validation")
     metadata, tokenizer = loader.records.metadata, loader.records.tokenizer()
     stage = make_stage(config, metadata["tokenizer"]["pad_id"])
     if tokenizer.vocab_size > stage.vocab_size:
@@ -139,6 +134,13 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     owed = start in budgets and not any(line["step"] == start and line["kind"] == "eval" for line in lines)
     init_step = _init_step(stage, tokenizer.digest, kept) if start is None else None
     return _Parts(loader, held_out, tokenizer, stage, optimizer, like, start, budgets, owed, init_step, facts)
+
+
+def loader_of(config, split: str) -> Loader:
+    """Of the records that a configuration names. Raises UserError where they are not what it expects."""
+    return Loader(
+        config.records, split, config.batch_size, config.sequence_length, config.data_seed, config.damaged_rows
+    )
 
 
 def _check_ranges(config) -> None:
