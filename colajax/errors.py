@@ -49,9 +49,9 @@ class _Terminated(BaseException):
 def run_main(main: Callable[[], None]) -> None:
     """Runs a command line to its end, without a traceback where the program itself is not at fault.
 
-    One line "error: ..." and status 2 for a UserError (75 for TryAgain) and for what files, memory and devices refuse;
-    130 and 143 after SIGINT and SIGTERM; 141 where nobody reads the output any more. Any other exception is a bug and
-    keeps its traceback.
+    One line "error: ..." and status 2 for a UserError and for what files, memory and devices refuse, 75 where time may
+    mend it; 130 and 143 after SIGINT and SIGTERM; 141 where nobody reads the output any more. Any other exception is a
+    bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character must not end the run
         stream.reconfigure(errors="backslashreplace")
@@ -62,8 +62,6 @@ def run_main(main: Callable[[], None]) -> None:
         _check_arguments(sys.argv[1:])
         main()
         sys.stdout.flush()
-    except UserError as error:
-        _end(f"error: {error}", error.status)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except _Terminated:
@@ -75,7 +73,7 @@ def run_main(main: Callable[[], None]) -> None:
         refused = refusal_of(error)
         if refused is None:
             raise
-        _end(f"error: {refused}", 2)
+        _end(f"error: {refused}", refused.status)
     finally:
         end_at_once_on_interrupt()
 
@@ -87,20 +85,26 @@ def end_at_once_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _end_at_once)
 
 
-def refusal_of(error: BaseException) -> str | None:
-    """One line on an exception by which a file, a bucket, memory or a device refuses; None for any other."""
+def refusal_of(error: BaseException) -> UserError | None:
+    """The one line on an exception by which a file, a bucket, memory or a device refuses, as a UserError (a TryAgain
+    where time may mend it); a UserError itself; None for any other."""
     text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, OSError) and error.strerror and not _of_a_bucket_library(error):
         file = os.fsdecode(error.filename) if error.filename else _file_of(error)
-        return f"{file}: {error.strerror}" if file else error.strerror
+        kind = TryAgain if error.errno in FULL else UserError
+        return kind(f"{file}: {error.strerror}" if file else error.strerror)
     if isinstance(error, MemoryError):
-        return "out of memory" + (f" ({text})" if text else "")
+        return UserError("out of memory" + (f" ({text})" if text else ""))
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text:
-        return f"out of memory ({text[:300]}); a smaller batch or model takes less"
+        return UserError(f"out of memory ({text[:300]}); a smaller batch or model takes less")
     if _raised_in(error, "jax/_src/xla_bridge.py"):
         # Where JAX knows of no device of a kind that was asked for, it stumbles over an assertion.
         reason = text.partition(" (set JAX_PLATFORMS=")[0] or "no such device here"
-        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}; unset it to take what there is"
+        return UserError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}; unset it to take what there is"
+        )
     return _refusal_of_a_bucket(error, text)
 
 
@@ -115,14 +119,15 @@ def _file_of(error: BaseException) -> str | None:
 
 # Of gcsfs and google-cloud-storage; TensorStore and array_record raise ValueError and RuntimeError with an address.
 _BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "requests", "google")
-_REFUSALS = (  # a pattern in what they say, and what it means
+_REFUSALS = (  # a pattern in what they say, what it means, and whether time may mend it
     (r"anonymous|unauthorized|invalid credentials|default credentials|\b401\b",
-     "not without credentials; gcloud auth application-default login, or a service account that may use the bucket"),
+     "not without credentials; gcloud auth application-default login, or a service account that may use the bucket",
+     UserError),
     (r"forbidden|permission.denied|\b403\b",
-     "these credentials may not do this; ask for roles/storage.objectAdmin on the bucket"),
-    (r"cannot connect|name or service|connection refused|failed to establish", "cannot be reached from here"),
-    (r"not.?found|\b404\b", "no such bucket or object"),
-    (r"unavailable|\b50[0-4]\b|\b429\b|exhausted", "the server is not available; try again later"),
+     "these credentials may not do this; ask for roles/storage.objectAdmin on the bucket", UserError),
+    (r"cannot connect|name or service|connection refused|failed to establish", "cannot be reached from here", TryAgain),
+    (r"not.?found|\b404\b", "no such bucket or object", UserError),
+    (r"unavailable|\b50[0-4]\b|\b429\b|exhausted", "the server is not available; try again later", TryAgain),
 )  # fmt: skip
 
 
@@ -130,7 +135,7 @@ def _of_a_bucket_library(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in _BUCKET_LIBRARIES
 
 
-def _refusal_of_a_bucket(error: BaseException, text: str) -> str | None:
+def _refusal_of_a_bucket(error: BaseException, text: str) -> UserError | None:
     """What each library says is all that can be relied on: their exceptions have nothing in common."""
     library = _of_a_bucket_library(error)
     url = re.search(r"\bb/([^/\s]+)/o(?:/|\?name=|$|\s)([^?&\s]*)", text)
@@ -139,12 +144,13 @@ def _refusal_of_a_bucket(error: BaseException, text: str) -> str | None:
     if not library and not named:
         return None
     said = f"{type(error).__name__} {text}"
-    meaning = next((meaning for pattern, meaning in _REFUSALS if re.search(pattern, said, re.IGNORECASE)), None)
-    if meaning is None and not library:
+    meant = [(meaning, kind) for pattern, meaning, kind in _REFUSALS if re.search(pattern, said, re.IGNORECASE)]
+    if not (meant or library):
         return None  # a bug may name an address as well
+    meaning, kind = meant[0] if meant else ("refused", UserError)
     where = f"gs://{url[1]}/{urllib.parse.unquote(url[2])}" if url else address and address[0]
     where = where or ", ".join(re.findall(r"gs://\S+", " ".join(sys.argv))) or "a bucket"  # some do not say which
-    return f"{where}: {meaning or 'refused'} ({text[:200]})"
+    return kind(f"{where}: {meaning} ({text[:200]})")
 
 
 def _raised_in(error: BaseException, file: str) -> bool:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import ROOT, environment, free_port
+from tiny_runs import ROOT, environment
 
+from colajax.parallel.processes import free_port
 from colajax.train import provenance
 from colajax.train.fingerprint import fingerprint
 from colajax.train.provenance import commit, versions

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bucket_server import BUCKET, Requests
 
+from colajax.chaos.bucket_server import BUCKET, Requests
 from colajax.files import files_under
 from colajax.train.aside import set_damaged_aside
 from colajax.train.checkpoint import Checkpoints, latest_step

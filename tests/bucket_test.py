@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
-from bucket_server import BUCKET, Requests
 from etils import epath
 from tiny_runs import ROOT, STOPPED, environment
 
+from colajax.chaos.bucket_server import BUCKET, Requests
 from colajax.data.records import Records, read_metadata
 from colajax.files import files_under
+from colajax.parallel.processes import free_port
 from colajax.train.checkpoint import Checkpoints, latest_step
 from colajax.train.state import TrainState
 from colajax.train.stored import open_arrays
@@ -99,7 +100,7 @@ def stage_two(corpus, stage_one):
     workdir = BUCKET / "joint"
     given = (f"records={corpus}", f"init_from={stage_one[0]}", f"total_steps={STEPS}", "eval_every=8", "eval_rows=8",
              f"vae.vocab_size={read_metadata(corpus)['tokenizer']['vocab_size']}")  # fmt: skip
-    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{tiny_runs.free_port()}", "JAX_NUM_PROCESSES": "2"}
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = [start("joint", workdir, *given, **cluster, JAX_PROCESS_ID=str(i)) for i in range(2)]
     ended = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [errors[-3000:] for _, errors in ended]

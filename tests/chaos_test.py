@@ -5,15 +5,22 @@ import json
 import os
 import random
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from etils import epath
 from tiny_runs import ROOT, environment
 
 from colajax.chaos import trial as module
-from colajax.chaos.trial import LATE, Reference, Subject, reference_of, table_of, trials
+from colajax.chaos.circumstances import damage_rows
+from colajax.chaos.subject import Subject
+from colajax.chaos.trainer import Trainer
+from colajax.chaos.trial import LATE, Reference, References, table_of, trials
+from colajax.data.records import Records
 from colajax.errors import UserError
 
 # Counts to 30, a file a step; begins at the last one that has all its digits. "forgets": what was before a kill is not
@@ -58,7 +65,7 @@ def no_waiting(tmp_path_factory, monkeypatch):
 
 def subject(tmp_path, how: str) -> Subject:
     (tmp_path / "trainer.py").write_text(TRAINER)
-    command = [sys.executable, "-S", str(tmp_path / "trainer.py"), how, "--workdir", "{workdir}"]
+    command = (sys.executable, "-S", str(tmp_path / "trainer.py"), how, "--workdir", "{workdir}")
     return Subject(command, "checkpoints", "result")
 
 
@@ -76,9 +83,10 @@ def test_what_becomes_of_a_trainer_is_said(tmp_path, monkeypatch, how, end):
 
     monkeypatch.setattr(random.Random, "uniform", moment)
     tried = subject(tmp_path, how)
-    reference = reference_of(tried, tmp_path)
-    reference = Reference(0.5, reference.digest)
-    found = [trial for trial in trials({"kill": 1, "save": 1}, 0, tried, reference, tmp_path) if trial["end"] != LATE]
+    references = References(tmp_path)
+    known = Reference(0.5, references.of(tried).digest)
+    monkeypatch.setattr(references, "of", lambda subject: known)
+    found = [trial for trial in trials({"kill": 1, "save": 1}, 0, tried, references, tmp_path) if trial["end"] != LATE]
     assert [trial["end"] for trial in found] == [end] * 2, found
     rows = table_of(found).splitlines()
     assert rows[2].startswith(f"| kill | 1 | {'1 (100%)' if end == 'same' else '0 (0%)'} |")
@@ -91,9 +99,50 @@ def test_a_command_that_ends_differently_by_itself_is_refused(tmp_path):
     (tmp_path / "t.py").write_text(
         "import os, sys, pathlib\nw = pathlib.Path(sys.argv[2])\nw.mkdir()\n(w / 'result').write_text(str(os.getpid()))"
     )
-    command = [sys.executable, "-S", str(tmp_path / "t.py"), "--workdir", "{workdir}"]
+    command = (sys.executable, "-S", str(tmp_path / "t.py"), "--workdir", "{workdir}")
     with pytest.raises(UserError, match="came to two ends"):
-        reference_of(Subject(command, "checkpoints", "result"), tmp_path)
+        References(tmp_path).of(Subject(command, "checkpoints", "result"))
+
+
+def test_each_process_has_a_supervisor_of_its_own(tmp_path):
+    """The second of two is stopped, and started again."""
+    (tmp_path / "t.py").write_text(
+        "import os, pathlib, sys, time\nw = pathlib.Path(sys.argv[2])\nw.mkdir(exist_ok=True)\n"
+        "(w / os.environ['JAX_PROCESS_ID']).open('a').write('started ')\nwhile not (w / 'go').exists(): time.sleep(.01)"
+    )
+    command = (sys.executable, "-S", str(tmp_path / "t.py"), "--workdir", "{workdir}")
+    workdir = epath.Path(tmp_path) / "run"
+    trainer = Trainer(command, workdir, tmp_path / "log", "checkpoints", processes=2)
+
+    def started(index: int) -> int:
+        file = workdir / str(index)
+        return file.read_text().count("started") if file.exists() else 0
+
+    try:
+        assert trainer.wait_for(lambda: started(0) and started(1), 60)
+        assert trainer.send(signal.SIGTERM, 1)
+        assert trainer.wait_for(lambda: trainer.one_ended, 60)
+        assert trainer.status is None
+        trainer.restarts_stopped = True
+        assert trainer.wait_for(lambda: started(1) == 2, 60)
+        (workdir / "go").touch()
+        trainer.wait_for(lambda: False, 60)
+        assert (trainer.status, started(0)) == (0, 1)
+    finally:
+        trainer.end()
+
+
+def test_damaged_rows_and_the_records_that_are_like_them(records, tmp_path):
+    """What reads the damaged ones and skips finds what one finds in the mended ones, by array_record itself."""
+    bad = damage_rows(records, tmp_path / "damaged", tmp_path / "mended", random.Random(0))
+    found, mended, before = (
+        Records.open(folder, "train", how)
+        for folder, how in ((tmp_path / "damaged", "skip"), (tmp_path / "mended", "stop"), (records, "stop"))
+    )
+    rows = range(len(before))
+    np.testing.assert_array_equal(found.read(rows), mended.read(rows))
+    differs = (mended.read(rows) != before.read(rows)).any(1)
+    assert list(np.flatnonzero(differs)) == bad
 
 
 def test_a_training_comes_to_the_same_end(tmp_path, monkeypatch, capsys):

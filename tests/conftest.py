@@ -10,9 +10,9 @@ import pytest
 import shape_names
 import slurm_cluster
 import tiny_runs
-from bucket_server import BucketServer
 from launching import make_desk
 
+from colajax.chaos.bucket_server import BucketServer
 from colajax.data.jsonl import write_jsonl
 from colajax.data.prepare import prepare
 from colajax.data.tokenizer import train_sentencepiece

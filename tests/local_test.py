@@ -1,4 +1,4 @@
-"""launch/local.sh with real processes: two train, are killed, go on, and end as one process does."""
+"""launch/local.sh with real processes: two train and are killed, one goes on, and ends as one that was left alone."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ run_main(__main__.main)
 """
 
 
-def test_processes_are_killed_and_go_on(tmp_path, records, alone):
+def test_two_processes_are_killed_and_one_goes_on(tmp_path, records, alone):
     overrides = [f"--config.{override}" for override in tiny_runs.overrides("vae")]
     workdir = tmp_path / "run"
     (tmp_path / "killed.py").write_text(KILLED)
@@ -41,17 +41,17 @@ def test_processes_are_killed_and_go_on(tmp_path, records, alone):
     (tmp_path / "python").chmod(0o755)
     environment = os.environ | QUICK_TO_COMPILE | {"PYTHONPATH": str(ROOT)}
 
-    def local(python):
+    def local(processes, python):
         return subprocess.run(
-            ["bash", "launch/local.sh", "processes=2", "devices=1", f"python={python}", f"workdir={workdir}",
-             f"config={tiny_runs.spec('vae')}", f"records={records}", *overrides],
+            ["bash", "launch/local.sh", f"processes={processes}", f"devices={2 // processes}", f"python={python}",
+             f"workdir={workdir}", f"config={tiny_runs.spec('vae')}", f"records={records}", *overrides],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
 
-    killed = local(tmp_path / "python")
+    killed = local(2, tmp_path / "python")
     assert killed.returncode == 137, killed.stderr[-3000:]
     assert killed.stderr.count("ended with status") == 2
-    again = local(sys.executable)
+    again = local(1, sys.executable)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "going on from step 4\n" in again.stdout
     found, expected = read_metrics(workdir), read_metrics(alone)

@@ -9,9 +9,11 @@ import pytest
 import tiny_runs
 from etils import epath
 
-from colajax.errors import UserError
+from colajax.data.loader import Loader
+from colajax.errors import TryAgain, UserError
 from colajax.stages.vae import VAEStage
 from colajax.train import metrics, updates
+from colajax.train.checkpoint import latest_step
 from colajax.train.loop import train
 from colajax.train.stored import open_arrays
 
@@ -120,3 +122,24 @@ def test_a_log_that_cannot_be_written_costs_no_step(records, tmp_path, monkeypat
     events = [json.loads(line)["event"] for line in (tmp_path / "run" / "timeline.jsonl").read_text().splitlines()]
     assert events[0] == "start"
     assert events.count("save") == 3
+
+
+@pytest.mark.parametrize("bad", [0, 9])
+def test_data_that_cannot_be_read_ends_a_run_that_has_saved(records, tmp_path, monkeypatch, bad):
+    """Batch 9 is read ahead of its turn; before batch 0 there is nothing to save."""
+    config, workdir, batch = tiny_runs.tiny_config("vae", f"records={records}"), tmp_path / "run", Loader.batch
+
+    def damaged(self, step, rows=None):
+        if step == bad and self.records.split == "train":
+            raise TryAgain("row 5 of train cannot be read")
+        return batch(self, step, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "batch", damaged)
+        with pytest.raises(TryAgain, match="row 5"):
+            train(config, VAEStage, workdir)
+    saved = latest_step(workdir)
+    assert saved is None if bad == 0 else 1 <= saved <= bad
+    assert train(config, VAEStage, workdir) == 0
+    lines = tiny_runs.read_metrics(workdir)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import ROOT, environment, free_port
+from tiny_runs import ROOT, environment
 
+from colajax.parallel.processes import free_port
 from colajax.sampling.load import SAMPLERS
 
 WORKER = Path(__file__).parent / "mesh_worker.py"
@@ -23,7 +24,7 @@ UPDATED = ["8,1,1", "1,1,8", "2,2,2"]  # in production precision, which takes lo
 OPTIMISED = "2,2,2"  # compiled as production runs are; the others are quicker to compile
 # (processes, devices of each, mesh, families whose text they write): parameters and heads, or the batch and parameters,
 # lie across processes.
-CLUSTERS = [(2, 4, "1,1,8", tuple(SAMPLERS)), (4, 2, "2,2,2", ("joint",))]
+CLUSTERS = [(2, 4, "1,1,8", tuple(SAMPLERS)), (4, 2, "2,2,2", ())]
 
 
 def run_worker(jobs: list[tuple], *, processes: int = 1, devices: int = 8, **compiled) -> list:

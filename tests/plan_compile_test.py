@@ -59,6 +59,19 @@ def test_the_plan_is_what_it_was(planned):
     assert along_fsdp > 3 * memory["parameters"]
 
 
+def test_what_is_printed_adds_up(planned):
+    found, _, _ = planned
+    memory = found["memory"]
+    assert (found["how"], found["mesh"], found["chips"]) == ("compiled", MESH, 4)
+    assert memory["peak"] == sum(size for kind, size in memory.items() if kind != "peak")
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-3)
+    assert found["cycles_per_device"] == sum(found["cycles"].values())
+    assert found["communication_bytes_per_device"] == sum(row["bytes"] for row in found["communication"])
+    seconds = found["cycles_per_device"] / found["clock"] + found["exposed_seconds"]
+    assert found["step_seconds"] == pytest.approx(seconds)
+    assert found["mfu"] == pytest.approx(found["useful_flops"] / (4 * 459e12 * seconds))
+
+
 def test_loops_counted_once_are_refused(planned, monkeypatch):
     """As libtpu 0.0.50 was once read: a plan many times too fast."""
     found, serialized, topology = planned

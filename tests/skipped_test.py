@@ -8,18 +8,19 @@ import shutil
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
 from etils import epath
 
+from colajax.chaos.unsound import iterate_without, with_unsound
 from colajax.data.loader import Loader
 from colajax.errors import UserError
 from colajax.stages.vae import VAEStage
 from colajax.train import updates
 from colajax.train.loop import train
 from colajax.train.replay import replay
+from colajax.train.setup import loader_of
 from colajax.train.stored import open_arrays
 
 LAST = 12  # steps; tiny_runs saves every 4
@@ -32,25 +33,11 @@ class Case(NamedTuple):
     def config(self):
         return tiny_runs.tiny_config("vae", f"records={self.records}", f"total_steps={LAST}", *self.overrides)
 
-    def batch(self, index: int) -> np.ndarray:
-        config = self.config()
-        return Loader(self.records, "train", config.batch_size, config.sequence_length, config.data_seed).batch(index)
-
-    def stage(self, bad=(), factor=jnp.nan):
+    def stage(self, bad=(), factor=np.nan):
         """A stage whose loss is `factor` times as large on these batches."""
-        marked = jnp.array([self.batch(index) for index in bad])
+        return with_unsound(VAEStage, self.config(), bad, factor)
 
-        class Faulty(VAEStage):
-            def terms(self, params, frozen, examples, trainable, diagnostics):
-                terms = super().terms(params, frozen, examples, trainable, diagnostics)
-                if diagnostics:
-                    return terms
-                hit = (examples["tokens"] == marked).all((1, 2)).any()
-                return terms | {"reconstruction": terms["reconstruction"] * jnp.where(hit, factor, 1.0)}
-
-        return Faulty
-
-    def run(self, workdir, bad=(), factor=jnp.nan) -> int:
+    def run(self, workdir, bad=(), factor=np.nan) -> int:
         return train(self.config(), self.stage(bad, factor), workdir)
 
 
@@ -61,12 +48,7 @@ def case(records):
 
 def without(monkeypatch, *left_out):
     """From here on the data does not have these batches."""
-
-    def kept(self, start, rows=None):
-        wanted = [index for index in range(200) if index not in left_out][start:]
-        return (self.batch(index, rows) for index in wanted)
-
-    monkeypatch.setattr(Loader, "iterate", kept)
+    monkeypatch.setattr(Loader, "iterate", iterate_without(left_out))
 
 
 def numbers(workdir, step=None) -> list[bytes]:
@@ -99,9 +81,8 @@ def test_batches_that_are_not_sound_are_as_if_they_were_not_there(case, tmp_path
         assert name == f"{line['begins']}-{line['batch']}.json"
         assert line["means"]["loss"] == "nan"
         rows = [int(row) for row in line["rows"]]
-        np.testing.assert_array_equal(
-            Loader(case.records, "train", 8, 32, 6198).sequential(rows), case.batch(line["batch"])
-        )
+        loader = loader_of(case.config(), "train")
+        np.testing.assert_array_equal(loader.sequential(rows), loader.batch(line["batch"]))
         assert (
             f"WARNING: batch {line['batch']} skipped at step {line['begins']}: loss nan, gradient_norm_vae nan" in said
         )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tiny_runs import free_port
+from colajax.parallel.processes import free_port
 
 CONFIGURATION = """
 ClusterName=test

@@ -67,8 +67,8 @@ def finish(slurm, folder, *command) -> tuple[dict[str, str], str]:
     return found, (folder / f"{job}.log").read_text()
 
 
-def submit(*settings):
-    return ["bash", "launch/slurm.sbatch", "nodes=1", "tasks_per_node=2", *settings]
+def submit(*settings, tasks: int = 2):
+    return ["bash", "launch/slurm.sbatch", "nodes=1", f"tasks_per_node={tasks}", *settings]
 
 
 def test_two_tasks_stop_queue_again_and_end_as_one_process_does(slurm, folder, arguments, alone):
@@ -93,7 +93,7 @@ def test_scancel_saves_and_ends_for_good(slurm, folder, arguments):
     workdir = folder / "cancelled"
     job, log = finish(
         slurm | {"SIGNAL": "scancel"}, folder,
-        *submit(*arguments, f"python={folder}/python", f"workdir={workdir}"),
+        *submit(*arguments, f"python={folder}/python", f"workdir={workdir}", tasks=1),
     )  # fmt: skip
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), log[-3000:]
     stopped = re.search(r"stopped at step (\d+), saved", log)[1]

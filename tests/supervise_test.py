@@ -17,6 +17,11 @@ read -r status step <plan
 sed -i 1d plan
 echo "$*" >>started
 [ -z "$step" ] || echo "$step" >step
+if [ "$status" = freeze ]; then
+    echo 1 >"$COLAJAX_ALIVE"
+    touch -d "-40 seconds" "$COLAJAX_ALIVE"
+    kill -STOP $$
+fi
 if [ "$status" = wait ]; then
     trap 'echo saved >>started; exit 143' TERM
     while true; do /bin/sleep 0.05; done
@@ -78,6 +83,20 @@ def test_it_gives_up_where_there_is_none(folder):
         "error: supervise.sh: ended with status 134, with a checkpoint of step 4: five times without a later one"
     )
     assert slept(folder) == [10, 10, 20, 40, 80]
+
+
+def test_time_may_mend_what_ends_with_status_75(folder):
+    process = supervised(folder, *["75"] * 7, "134", "2 4")
+    assert process.wait() == 2
+    assert slept(folder) == [10, 20, 40, 80, 160, 300, 300, 300]
+
+
+def test_one_that_is_frozen_is_killed(folder):
+    process = supervised(folder, "freeze", "0")
+    assert process.wait(timeout=60) == 0
+    first, *_, last = process.stderr.read().splitlines()  # between them bash says whom somebody killed
+    assert first == "supervise.sh: it does not move: killed"
+    assert last == "supervise.sh: ended with status 137, without a checkpoint; again in 10 s"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

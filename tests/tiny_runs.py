@@ -4,9 +4,7 @@ batches that show what a loss does with padding, patches and weights."""
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -117,16 +115,6 @@ def stop_after(patch, updates: int) -> None:
             return signal.SIGTERM if step == updates else 0
 
     patch.setattr(loop, "StopSignals", Stop)
-
-
-def free_port() -> int:
-    """Below those that the system gives to whoever asks for any: such a one another test may have got before it is
-    used."""
-    while True:
-        port = random.SystemRandom().randrange(20000, 32000)
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("localhost", port))
-            return port
 
 
 def train_alone(stage: str, workdir, records) -> None:

@@ -1,5 +1,6 @@
 """A real training that waits for ever for its data is ended, and says where it was."""
 
+import os
 import subprocess
 import sys
 
@@ -21,13 +22,19 @@ run_main(__main__.main)
 
 
 def test_a_run_that_hangs_is_ended(records, tmp_path):
+    alive = tmp_path / "alive"  # as the supervisor looks at it
+    alive.touch()
+    os.utime(alive, (0, 0))
     overrides = (*tiny_runs.overrides("vae"), f"records={records}", "hang_seconds=25")
     ended = subprocess.run(
         [sys.executable, "-c", HANGS, "--config", tiny_runs.spec("vae"), "--workdir", str(tmp_path / "run"),
          *(f"--config.{override}" for override in overrides)],
-        cwd=ROOT, env=environment(1), capture_output=True, text=True, check=False, timeout=300,
+        cwd=ROOT, env=environment(1, COLAJAX_ALIVE=str(alive)), capture_output=True, text=True, check=False,
+        timeout=300,
     )  # fmt: skip
     assert ended.returncode == 1
     assert "Timeout (0:00:25)!" in ended.stderr
     assert "never_comes" in ended.stderr
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+    assert alive.read_text() == "25\n"
+    assert alive.stat().st_mtime > 0

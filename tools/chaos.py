@@ -1,18 +1,22 @@
 """Does to a training what happens to trainings, and sees whether it comes to the same end, with nobody there.
 
-python tools/chaos.py --out DIR [--faults kill,save,term,truncate,zero,flip,remove,full] [--times N] [--seed N]
+python tools/chaos.py --out DIR [--faults NAME,...] [--times N] [--seed N] [--processes N]
   A small stage 1 on stories, which it makes in DIR, under launch/supervise.sh: left alone, twice, then N times with
   each fault. Prints the survival table; DIR/trials.jsonl is the raw log, with the seed and what was done.
 python tools/chaos.py --out DIR --full
   Each fault as often as the table of the README has it: hours.
 python tools/chaos.py --out DIR --result FILE --checkpoints FOLDER -- COMMAND ...
-  Another training: {workdir} stands for its workdir in COMMAND; FILE and FOLDER are of the workdir.
+  Another training: {workdir} stands for its workdir in COMMAND; FILE and FOLDER are of the workdir. The upper eight
+  faults can be done to it.
 
   kill      SIGKILL at any moment                   truncate  of the newest checkpoint any file is cut off,
   save      SIGKILL while a checkpoint is written   zero      its rest is zeros,
   term      SIGTERM at any moment, status 143       flip      a bit of it is another,
   full      the disk is full for some seconds       remove    or it is gone
             (needs root, to mount a small one)
+  lost      SIGKILL of one of two processes         frozen    SIGSTOP of one, for good
+  away      the bucket that it writes to says 503   cut       or does not answer, for up to a minute
+  nan       batches whose loss is NaN, and SIGKILL  record    rows of the records are damaged, and SIGKILL
 The status is 1 where a trial did not come to the same end.
 """
 
@@ -27,7 +31,8 @@ if __name__ == "__main__":
     begin()
 
 from colajax.chaos.faults import FAULTS
-from colajax.chaos.trial import LATE, SAME, Subject, reference_of, table_of, trials
+from colajax.chaos.subject import Subject
+from colajax.chaos.trial import LATE, SAME, References, table_of, trials
 from colajax.data.jsonl import write_jsonl
 from colajax.data.prepare import prepare
 from colajax.data.tokenizer import train_sentencepiece
@@ -46,31 +51,34 @@ SMALL = (
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="which is not there yet")
-    parser.add_argument("--faults", default=",".join(FAULTS), metavar="NAME,...")
+    parser.add_argument("--faults", metavar="NAME,...", help="all that can be done to it by default")
     parser.add_argument("--times", type=int, default=1, metavar="N", help="of each fault")
     parser.add_argument("--full", action="store_true", help="each as often as in the README")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial of each; the next has the next")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that train together")
     parser.add_argument("--result", default="metrics.jsonl", metavar="FILE")
     parser.add_argument("--checkpoints", default="checkpoints", metavar="FOLDER")
     parser.add_argument("command", nargs="*", metavar="COMMAND")
     args = parser.parse_args()
-    faults = args.faults.split(",")
-    if unknown := next((name for name in faults if name not in FAULTS), None):
-        raise UserError(f"--faults {unknown}: expected some of {', '.join(FAULTS)}")
-    if any(FAULTS[name].disk for name in faults) and os.geteuid():
+    possible = [name for name, fault in FAULTS.items() if fault.any_trainer or not args.command]
+    faults = args.faults.split(",") if args.faults else possible
+    if unknown := next((name for name in faults if name not in possible), None):
+        raise UserError(f"--faults {unknown}: expected some of {', '.join(possible)}")
+    if "full" in faults and os.geteuid():
         raise UserError("--faults full: needs root, to mount a small disk; leave it out")
-    if args.times < 1:
-        raise UserError(f"--times {args.times}: expected at least 1")
+    for name in ("times", "processes"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
     out = Path(args.out).absolute()
     if out.exists():
         raise UserError(f"{out}: is there already; name a new folder")
     out.mkdir(parents=True)
-    subject = Subject(args.command or _small(out), args.checkpoints, args.result)
-    reference = reference_of(subject, out)
-    print(f"left alone it takes {reference.seconds:.1f} s", flush=True)
+    subject = Subject(tuple(args.command or _small(out)), args.checkpoints, args.result, args.processes)
+    references = References(out)
+    print(f"left alone it takes {references.of(subject).seconds:.1f} s", flush=True)
     found = []
     for trial in trials({name: FAULTS[name].times if args.full else args.times for name in faults}, args.seed, subject,
-                        reference, out):  # fmt: skip
+                        references, out):  # fmt: skip
         with (out / "trials.jsonl").open("a") as log:
             log.write(json.dumps(trial) + "\n")
         found.append(trial)

@@ -9,16 +9,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from colajax.chaos import circumstances
+from colajax.chaos.circumstances import Given
+from colajax.chaos.subject import Subject
 from colajax.chaos.trainer import Trainer
 
 LONG = 600.0  # seconds
 
 
 def killed(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
-    """SIGKILL at any moment."""
-    after = rng.uniform(0, seconds)
+    """SIGKILL of any process at any moment."""
+    return _sent(signal.SIGKILL, trainer, rng, seconds)
+
+
+def frozen(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
+    """SIGSTOP of any process at any moment, for good."""
+    return _sent(signal.SIGSTOP, trainer, rng, seconds)
+
+
+def terminated(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
+    """SIGTERM to any process at any moment, while it starts and compiles too; started again after status 143."""
+    if not (sent := _sent(signal.SIGTERM, trainer, rng, seconds)):
+        return None
+    began = time.monotonic()
+    trainer.wait_for(lambda: trainer.one_ended, LONG)
+    trainer.restarts_stopped = True
+    return f"{sent}, which took {time.monotonic() - began:.2f} s"
+
+
+def _sent(number: signal.Signals, trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
+    after, index = rng.uniform(0, seconds), rng.randrange(trainer.count)
     trainer.wait_for(lambda: False, after)
-    return f"SIGKILL after {after:.2f} s" if trainer.send(signal.SIGKILL) else None
+    if not trainer.send(number, index):
+        return None
+    return f"{number.name} after {after:.2f} s" + (f" of process {index}" if trainer.count > 1 else "")
 
 
 def killed_in_a_save(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
@@ -26,32 +50,18 @@ def killed_in_a_save(trainer: Trainer, rng: random.Random, seconds: float) -> st
     kept, after = rng.randrange(3), rng.uniform(0, 0.1)
     found = trainer.wait_for(lambda: len(trainer.saved()) >= kept and trainer.saving(), LONG)
     time.sleep(after)
-    if not found or not trainer.send(signal.SIGKILL):
+    if not found or not trainer.send(signal.SIGKILL, rng.randrange(trainer.count)):
         return None
     return f"SIGKILL {after * 1e3:.0f} ms into the save after {kept} others"
-
-
-def terminated(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
-    """SIGTERM at any moment, while it starts and compiles too; started again where it ended with status 143."""
-    after = rng.uniform(0, seconds)
-    trainer.wait_for(lambda: False, after)
-    if not trainer.send(signal.SIGTERM):
-        return None
-    sent = time.monotonic()
-    trainer.wait_for(lambda: False, LONG)
-    took = time.monotonic() - sent
-    if trainer.status == 128 + signal.SIGTERM:
-        trainer.start()
-    return f"SIGTERM after {after:.2f} s, which took {took:.2f} s"
 
 
 def _damaged(trainer: Trainer, rng: random.Random, how: str) -> str | None:
     """SIGKILL once there are two checkpoints, and before the next start a file of the newest is not what it was."""
     kept = 2 + rng.randrange(2)
     found = trainer.wait_for(lambda: len(trainer.saved()) >= kept and not trainer.saving(), LONG)
-    if not found or not trainer.send(signal.SIGKILL):
+    if not found or not all(trainer.send(signal.SIGKILL, index) for index in range(trainer.count)):
         return None
-    folder = trainer.saved()[-1]
+    folder = Path(trainer.saved()[-1])
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
     file = rng.choice(files)
     _damage(file, rng, how)
@@ -95,7 +105,7 @@ def filled(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
     trainer.wait_for(lambda: False, after)
     if trainer.status is not None:
         return None
-    filling = trainer.workdir / "filling"
+    filling = Path(trainer.workdir) / "filling"
     for size in (2**20, 2**12, 1):
         with contextlib.suppress(OSError), filling.open("ab", buffering=0) as file:
             while True:
@@ -105,16 +115,46 @@ def filled(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
     return f"full after {after:.2f} s, for {full_for:.2f} s"
 
 
+def away(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
+    """The bucket answers 503."""
+    return _without_bucket(trainer, rng, seconds, "unavailable")
+
+
+def cut(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
+    """The bucket does not answer: connections end."""
+    return _without_bucket(trainer, rng, seconds, "cut")
+
+
+def _without_bucket(trainer: Trainer, rng: random.Random, seconds: float, mode: str) -> str | None:
+    """From some moment on, for some seconds."""
+    after, away_for = rng.uniform(0, seconds), rng.uniform(1, 60)
+    trainer.wait_for(lambda: False, after)
+    if trainer.status is not None:
+        return None
+    server = circumstances.bucket_server()
+    server.mode = mode
+    trainer.wait_for(lambda: False, away_for)
+    server.mode = "pass"
+    return f"{mode} after {after:.2f} s, for {away_for:.2f} s"
+
+
 class Fault(NamedTuple):
     """What is done."""
 
     do: Callable[[Trainer, random.Random, float], str | None]
     times: int  # --full does it
-    disk: int | None = None  # megabytes of the disk that the training has to itself
+    given: Callable[[Subject, random.Random, Path], Given] = circumstances.as_it_is
+    any_trainer: bool = True  # or a training of colajax alone
 
 
 FAULTS = {
     "kill": Fault(killed, 100), "save": Fault(killed_in_a_save, 50), "term": Fault(terminated, 20),
     "truncate": Fault(truncated, 10), "zero": Fault(zeroed, 10), "flip": Fault(flipped, 10),
-    "remove": Fault(removed, 10), "full": Fault(filled, 10, disk=24),
+    "remove": Fault(removed, 10), "full": Fault(filled, 10, circumstances.small_disk),
+    "lost": Fault(killed, 10, circumstances.two_processes, any_trainer=False),
+    "frozen": Fault(frozen, 10, circumstances.two_processes, any_trainer=False),
+    "away": Fault(away, 5, circumstances.in_a_bucket, any_trainer=False),
+    "cut": Fault(cut, 5, circumstances.in_a_bucket, any_trainer=False),
+    "nan": Fault(killed, 20, circumstances.unsound_batches, any_trainer=False),
+    "record": Fault(killed, 20, circumstances.damaged_rows, any_trainer=False),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A training under its supervisor, as somebody sees it who means harm: its process, its output, its folder."""
+"""A training under its supervisor, as somebody sees it who means harm: its processes, its output, its folder."""
 
 import contextlib
 import os
@@ -7,27 +7,37 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from etils import epath
+
 from colajax.errors import UserError
+from colajax.parallel.processes import ADDRESS, COUNT, INDEX, free_port
 
 SUPERVISOR = Path(__file__).parent.parent.parent / "launch" / "supervise.sh"
 POLL = 0.002  # seconds
+STOPPED = 128 + signal.SIGTERM
 
 
 class Trainer:
-    """`bash launch/supervise.sh COMMAND`, started in a session of its own; its output goes to WORKDIR.log."""
+    """`bash launch/supervise.sh COMMAND`, once a process, as on so many hosts; each in a session of its own. The output
+    of all goes to `log`."""
 
-    def __init__(self, command: list[str], workdir: Path, checkpoints: str, disk: int | None = None):
+    def __init__(
+        self, command: Sequence[str], workdir: epath.Path, log: Path, checkpoints: str, *, processes: int = 1,
+        disk: int | None = None,
+    ):  # fmt: skip
         """command: in which {workdir} stands for the workdir; checkpoints: the folder in it; disk: megabytes of a disk
         that the workdir is to have to itself. Raises UserError where there can be none."""
-        self._command = [word.replace("{workdir}", str(workdir)) for word in command]
-        self.workdir, self.checkpoints = workdir, workdir / checkpoints
-        self.log, self._mounted = workdir.with_suffix(".log"), False
+        self._command = [word.replace("{workdir}", os.fspath(workdir)) for word in command]
+        self.workdir, self.checkpoints, self.log = workdir, workdir / checkpoints, log
+        self.restarts_stopped = False  # whether a process that ended with status 143 is started again
+        self._mounted = False
         if disk:
             self._mount(disk)
-        self.start()
+        self._address = f"localhost:{free_port()}"
+        self._supervisors = [self._start(index, processes) for index in range(processes)]
 
     def _mount(self, megabytes: int) -> None:
         self.workdir.mkdir(parents=True)
@@ -37,55 +47,73 @@ class Trainer:
             raise UserError(f"{self.workdir}: cannot be a disk of its own ({done.stderr.strip()}); root can mount one")
         self._mounted = True
 
-    def start(self) -> None:
-        """Also again, after the supervisor has ended."""
+    def _start(self, index: int, count: int) -> subprocess.Popen:
+        cluster = {ADDRESS: self._address, COUNT: str(count), INDEX: str(index)} if count > 1 else {}
         with self.log.open("ab") as out:
-            self._supervisor = subprocess.Popen(
+            return subprocess.Popen(
                 ["bash", str(SUPERVISOR), *self._command], start_new_session=True, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT,
+                stdout=out, stderr=subprocess.STDOUT, env=os.environ | cluster,
             )  # fmt: skip
 
     @property
-    def status(self) -> int | None:
-        """How the supervisor ended; None while it runs."""
-        return self._supervisor.poll()
+    def count(self) -> int:
+        """Of processes."""
+        return len(self._supervisors)
 
-    def processes(self) -> list[int]:
-        """Those that train."""
+    @property
+    def status(self) -> int | None:
+        """How the supervisors ended, the first that did not end well; None while one runs."""
+        ends = [supervisor.poll() for supervisor in self._supervisors]
+        return None if None in ends else next((end for end in ends if end), 0)
+
+    @property
+    def one_ended(self) -> bool:
+        """Whether a supervisor has."""
+        return any(supervisor.poll() is not None for supervisor in self._supervisors)
+
+    def _processes(self, index: int) -> list[int]:
+        """Those that train, of one supervisor."""
         wanted = b"\0".join(word.encode() for word in self._command) + b"\0"
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal():
                 try:
-                    same = os.getsid(int(folder.name)) == self._supervisor.pid
+                    same = os.getsid(int(folder.name)) == self._supervisors[index].pid
                     if same and (folder / "cmdline").read_bytes() == wanted:
                         found.append(int(folder.name))
                 except (ProcessLookupError, FileNotFoundError):
                     continue
-        return sorted(found)
+        return found
 
-    def send(self, number: int) -> bool:
-        """Sends a signal to the training; whether there was one to send it to."""
+    def send(self, number: int, index: int = 0) -> bool:
+        """Sends a signal to the training of one supervisor; whether there was one to send it to."""
         sent = False
-        for process in self.processes():
-            try:
+        for process in self._processes(index):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
                 sent = True
-            except ProcessLookupError:
-                continue
         return sent
 
     def wait_for(self, holds: Callable[[], bool], seconds: float) -> bool:
-        """Until it holds, the supervisor has ended or so many seconds are over; whether it holds."""
+        """Until it holds, the supervisors have ended or so many seconds are over; whether it holds."""
         until = time.monotonic() + seconds
-        while not (found := holds()) and self.status is None and time.monotonic() < until:
+        while True:
+            if self.restarts_stopped:
+                self._restart_stopped()
+            if (found := holds()) or self.status is not None or time.monotonic() > until:
+                return found
             time.sleep(POLL)
-        return found
 
-    def saved(self) -> list[Path]:
-        """The checkpoints that have their name, the oldest first."""
+    def _restart_stopped(self) -> None:
+        for index, supervisor in enumerate(self._supervisors):
+            if supervisor.poll() == STOPPED:
+                self._supervisors[index] = self._start(index, self.count)
+
+    def saved(self) -> list[epath.Path]:
+        """The checkpoints that have their name, STEP or checkpoint-STEP, the oldest first."""
         folders = self.checkpoints.iterdir() if self.checkpoints.is_dir() else []
-        return sorted((path for path in folders if path.name.isdecimal()), key=lambda path: int(path.name))
+        steps = {path: path.name.rpartition("-")[2] for path in folders if "tmp" not in path.name}
+        return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
     def saving(self) -> bool:
         """Whether a checkpoint is being written."""
@@ -94,9 +122,12 @@ class Trainer:
     def end(self) -> None:
         """Of everything, at once."""
         for _ in range(100):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._supervisor.pid, signal.SIGKILL)
-            if not self.send(signal.SIGKILL) and self.status is not None:
+            sent = False
+            for index, supervisor in enumerate(self._supervisors):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(supervisor.pid, signal.SIGKILL)
+                sent = self.send(signal.SIGKILL, index) or sent
+            if not sent and self.status is not None:
                 return
             time.sleep(0.05)
 
@@ -104,7 +135,9 @@ class Trainer:
         """Removes the workdir."""
         if self._mounted:
             subprocess.run(["umount", "--lazy", str(self.workdir)], check=False)
-        shutil.rmtree(self.workdir, ignore_errors=True)
+            shutil.rmtree(self.workdir, ignore_errors=True)
+        else:
+            self.workdir.rmtree()
 
     def lost_steps(self) -> int:
         """The most steps that one start did again."""

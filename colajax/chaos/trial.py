@@ -10,23 +10,16 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from colajax.chaos.faults import FAULTS
-from colajax.chaos.trainer import Trainer
+from colajax.chaos.subject import Subject
 from colajax.errors import UserError
 from colajax.train.stored import open_arrays
 
 LATE = "late"  # the fault came when the training was over: it is tried again
 SAME = "same"
 PATIENCE = 120.0  # seconds beyond five times those of the reference, after which a trial is called a hang
-
-
-class Subject(NamedTuple):
-    """What is tried."""
-
-    command: list[str]  # {workdir} stands for the workdir
-    checkpoints: str  # folder of a workdir, with one a step
-    result: str  # file of a workdir, which says how the training went
 
 
 class Reference(NamedTuple):
@@ -36,27 +29,37 @@ class Reference(NamedTuple):
     digest: str
 
 
-def reference_of(subject: Subject, folder: Path) -> Reference:
-    """Raises UserError where it does not end well, or not always alike."""
-    first, again = (_left_alone(subject, folder / name) for name in ("reference", "again"))
-    if first.digest != again.digest:
-        raise UserError(f"{folder}: left alone, twice, the command came to two ends; nothing can be said of faults")
-    return again
+class References:
+    """What a subject comes to when it is left alone: tried once for each."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._found = folder, {}
+
+    def of(self, subject: Subject) -> Reference:
+        """Raises UserError where it does not end well, or the first one not always alike."""
+        if subject not in self._found:
+            again = None if self._found else self._left_alone(subject, "again")
+            found = self._left_alone(subject, f"reference-{len(self._found)}")
+            if again and again.digest != found.digest:
+                raise UserError(
+                    f"{self._folder}: left alone, twice, the command came to two ends; nothing can be said of faults"
+                )
+            self._found[subject] = found
+        return self._found[subject]
+
+    def _left_alone(self, subject: Subject, name: str) -> Reference:
+        trainer, began = subject.start(self._folder, name), time.monotonic()
+        try:
+            trainer.wait_for(lambda: False, 3600.0)
+            seconds = time.monotonic() - began
+        finally:
+            trainer.end()
+        if trainer.status != 0:
+            raise UserError(f"{trainer.log}: without any fault the command ended with status {trainer.status}")
+        return Reference(seconds, digest_of(trainer.workdir, subject.result))
 
 
-def _left_alone(subject: Subject, workdir: Path) -> Reference:
-    trainer, began = Trainer(subject.command, workdir, subject.checkpoints), time.monotonic()
-    try:
-        trainer.wait_for(lambda: False, 3600.0)
-        seconds = time.monotonic() - began
-    finally:
-        trainer.end()
-    if trainer.status != 0:
-        raise UserError(f"{trainer.log}: without any fault the command ended with status {trainer.status}")
-    return Reference(seconds, digest_of(workdir, subject.result))
-
-
-def digest_of(workdir: Path, result: str) -> str:
+def digest_of(workdir: epath.Path, result: str) -> str:
     """Of the result and, of a run of colajax, of every number of the last checkpoint."""
     digest = hashlib.sha256((workdir / result).read_bytes())
     if (workdir / "config.json").exists():
@@ -67,13 +70,14 @@ def digest_of(workdir: Path, result: str) -> str:
     return digest.hexdigest()
 
 
-def try_fault(fault: str, seed: int, subject: Subject, reference: Reference, folder: Path) -> dict:
+def try_fault(fault: str, seed: int, subject: Subject, references: References, folder: Path) -> dict:
     """One trial as JSON values; the workdir and the log of one that did not come to the same end are kept."""
-    function, _, disk = FAULTS[fault]
-    workdir = folder / f"{fault}-{seed}"
-    trainer, began = Trainer(subject.command, workdir, subject.checkpoints, disk), time.monotonic()
+    rng, name = random.Random(f"{fault} {seed}"), f"{fault}-{seed}"
+    given = FAULTS[fault].given(subject, rng, folder / name)
+    reference = references.of(given.reference)
+    trainer, began = given.tried.start(folder, name), time.monotonic()
     try:
-        done = function(trainer, random.Random(f"{fault} {seed}"), reference.seconds)
+        done = FAULTS[fault].do(trainer, rng, reference.seconds)
         trainer.wait_for(lambda: False, 5 * reference.seconds + PATIENCE)
         status = trainer.status
     finally:
@@ -83,9 +87,10 @@ def try_fault(fault: str, seed: int, subject: Subject, reference: Reference, fol
     elif status:
         end = f"status {status}"
     else:
-        end = SAME if digest_of(workdir, subject.result) == reference.digest else "another end"
+        end = SAME if digest_of(trainer.workdir, subject.result) == reference.digest else "another end"
     found = {
-        "fault": fault, "seed": seed, "done": done, "end": LATE if end == SAME and done is None else end,
+        "fault": fault, "seed": seed, "done": done and f"{given.said}{done}",
+        "end": LATE if end == SAME and not done else end,
         "seconds": round(time.monotonic() - began, 2), "lost_steps": trainer.lost_steps(),
     }  # fmt: skip
     if end == SAME:
@@ -94,12 +99,12 @@ def try_fault(fault: str, seed: int, subject: Subject, reference: Reference, fol
     return found
 
 
-def trials(times: dict[str, int], seed: int, subject: Subject, reference: Reference, folder: Path) -> Iterator[dict]:
+def trials(times: dict[str, int], seed: int, subject: Subject, references: References, folder: Path) -> Iterator[dict]:
     """So many trials of each fault, one after the other; those that came too late come again, with another seed."""
     for fault, count in times.items():
         hits, number = 0, seed
         while hits < count and number < seed + 3 * count + 3:
-            found = try_fault(fault, number, subject, reference, folder)
+            found = try_fault(fault, number, subject, references, folder)
             hits, number = hits + (found["end"] != LATE), number + 1
             yield found
 

@@ -1,7 +1,7 @@
 """Records to batches. A batch is a function of (seed, step) alone: there is no state to save and none to lose."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -57,11 +57,23 @@ class Loader:
         rows = range(self._batch_size) if rows is None else rows
         return [int(self._order[step * self._batch_size + int(row)]) for row in rows]
 
-    def iterate(self, start_step: int, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
-        """batch(start_step, rows), batch(start_step + 1, rows), ..., read ahead by a few threads."""
+    def iterate(
+        self, start_step: int, rows: Sequence[int] | None = None,
+        failed: Callable[[int, UserError], None] = lambda step, error: None,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
+        """batch(start_step, rows), batch(start_step + 1, rows), ..., read ahead by a few threads; failed(step, error)
+        is called by one of them where a batch cannot be read, which is before its turn comes to raise that."""
+
+        def read(step: int) -> np.ndarray:
+            try:
+                return self.batch(step, rows)
+            except UserError as error:
+                failed(int(step), error)
+                raise
+
         read_ahead = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
         steps = grain.MapDataset.range(start_step, sys.maxsize // self._batch_size)
-        yield from steps.map(lambda step: self.batch(step, rows)).to_iter_dataset(read_ahead)
+        yield from steps.map(read).to_iter_dataset(read_ahead)
 
     def sequential(self, indices: Sequence[int]) -> np.ndarray:
         """Rows as they lie on disk, for evaluation: int32 [len(indices), sequence_length]."""

@@ -30,7 +30,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
-from colajax.errors import UserError, warn
+from colajax.errors import UserError, refusal_of, warn
 from colajax.files import in_bucket, move
 
 FORMAT_VERSION = 2
@@ -142,7 +142,8 @@ class Records:
         try:
             record = self._source[index]
         except RuntimeError as error:
-            # What is away for now, as a bucket may be, is no damage.
+            if refused := refusal_of(error):  # what is away for now, as a bucket may be, is no damage
+                raise type(refused)(f"{self._place(index)} cannot be read ({refused})") from error
             kind = DamagedRow if "Corrupted" in str(error) else UserError
             raise kind(f"{self._place(index)} is damaged ({_one_line(error)}); {AGAIN}") from error
         if len(record) != 4 * self.metadata["sequence_length"]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from colajax.errors import FULL, TryAgain, UserError, refusal_of
+from colajax.errors import TryAgain, UserError, refusal_of
 from colajax.parallel.processes import is_first
 
 MESSAGE_BYTES = 4096
@@ -30,19 +30,18 @@ def _gather(message: str) -> list[str]:
 def share_errors(function: Callable[[], T]) -> T:
     """function() in every process; where it fails in one it fails in all, so that none waits for one that has ended.
 
-    A mistake, or what a file, memory or a device refuses, is a UserError in every process, which says whose it was
-    unless all have the same; a disk that is full is TryAgain. A bug of one keeps its traceback there and is a UserError
-    in the others.
+    A mistake, or what a file, memory or a device refuses, is a UserError in every process (a TryAgain where time may
+    mend it), which says whose it was unless all have the same. A bug of one keeps its traceback there and is a
+    UserError in the others.
     """
     result, message, bug = None, "", None
     try:
         result = function()
-    except UserError as error:
-        message = f"{error.status} {error}"
     except Exception as error:
         refused = refusal_of(error)
-        status = TryAgain.status if isinstance(error, OSError) and error.errno in FULL else UserError.status
-        message, bug = f"{status} {refused or f'{type(error).__name__}: {error}'}", None if refused else error
+        bug = None if refused else error
+        told = refused or UserError(f"{type(error).__name__}: {error}")
+        message = f"{told.status} {told}"
     errors = _gather(message.encode()[:MESSAGE_BYTES].decode(errors="ignore"))
     if bug is not None:
         raise bug

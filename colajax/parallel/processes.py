@@ -1,11 +1,13 @@
 """The processes of a run: joined from what the environment says."""
 
+import contextlib
 import os
+import random
 import socket
 
 import jax
 
-from colajax.errors import UserError
+from colajax.errors import TryAgain, UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -14,7 +16,8 @@ def join() -> None:
     """Joins the run's other processes; to be called once, before anything touches a device.
 
     In this order: the three variables above; a cluster that JAX knows (TPU pods, also under GKE; Slurm tasks; MPI);
-    otherwise the process is alone. Raises UserError on variables that do not fit together.
+    otherwise the process is alone. Raises UserError on variables that do not fit together, and TryAgain where the
+    others do not come.
     """
     given = [name for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)]
     if not given:
@@ -43,7 +46,7 @@ def join() -> None:
         jax.distributed.initialize(address, count, index)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{ADDRESS} is {address}: process {index} of {count} cannot join ({reason})") from error
+        raise TryAgain(f"{ADDRESS} is {address}: process {index} of {count} cannot join ({reason})") from error
 
 
 def _check_free(port: int) -> None:
@@ -56,6 +59,16 @@ def _check_free(port: int) -> None:
     except OSError as error:
         reason = os.strerror(error.errno)
         raise UserError(f"{ADDRESS}: cannot listen at port {port} ({reason}); choose another") from None
+
+
+def free_port() -> int:
+    """Of this machine, for what is about to listen there; below those that the system gives to whoever asks for any:
+    such a one another process may have got before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", port))
+            return port
 
 
 def is_first() -> bool:

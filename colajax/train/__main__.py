@@ -2,8 +2,8 @@
 
 Trains what the configuration says, going on from whatever DIR holds. On a cluster every process runs this same
 command (colajax/parallel/processes.py says how they find each other; launch/ has the scripts). Ends with status 0
-when the run is complete, 2 on a mistake in configuration or data, 75 where a disk is full that is needed at the start
-or the end, and 130 or 143 when stopped by a signal, after saving.
+when the run is complete, 2 on a mistake in configuration or data, 75 on what time may mend (a full disk, a bucket that
+is away, processes that do not come), and 130 or 143 when stopped by a signal, after saving.
 """
 
 import sys

@@ -146,7 +146,7 @@ class Checkpoints:
             except Exception as error:
                 if not (refusal_of(error) or _of_storage(error)):
                     raise
-                raise UserError(refusal_of(error) or _said(error)) from None
+                raise refusal_of(error) or UserError(_said(error)) from None
 
         try:
             share_errors(refused)
@@ -241,7 +241,7 @@ def reading(workdir, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or refusal_of(error) or not _of_storage(error):
+        if refusal_of(error) or not _of_storage(error):
             raise
         raise _damaged(workdir, step, _said(error)) from None
 

@@ -55,6 +55,8 @@ def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
         refuse(alarm.stop)
     stopping = 0
     with run.lease.kept(), StopSignals() as stop:
+        if updates.begun < config.total_steps:
+            updates.read_first(stop.request)
         attempt = run.start  # unlike a step, it never goes back
         clock.turn("updates")
         while updates.begun < config.total_steps and not stopping:
@@ -93,6 +95,8 @@ def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
         try:
             with clock.spending("save"):
                 run.checkpoints.close()
+            if not complete:
+                updates.check_readable()
         finally:
             reporter.close()
     return 0 if complete else 128 + stopping

@@ -26,6 +26,10 @@ class StopSignals:
         else:
             self._number = number
 
+    def request(self) -> None:
+        """As a SIGTERM does; from any thread."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def agreed(self, step: int) -> int:
         """The signal that the run stops of after `step`, or 0. To be asked once a step, in every process."""
         if not self._many:

@@ -8,13 +8,14 @@ that leads from step s has batch s + skipped, so that a run ends as one does who
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from colajax.data.loader import Loader
+from colajax.errors import UserError
 from colajax.parallel.agreement import from_first, share_errors
 from colajax.parallel.batch import global_batch, local_rows
 from colajax.train.aside import set_later_aside
@@ -104,6 +105,7 @@ class Updates:
             reduction=config.gradient_reduction,
         )  # fmt: skip
         self._went_back_to = None
+        self._unreadable, self._stop = None, lambda: None
 
     def begin_at(self, step: int, state: TrainState, facts: dict, batch: int | None = None) -> None:
         """facts: of the checkpoint of `step`; batch: the number of the next one, where it is not the checkpoint's."""
@@ -112,11 +114,32 @@ class Updates:
         self._began = {"began_at": step, "began_with": step + self.skipped}
         self._limits = Limits(self._config.spike_sigmas, facts)
         self._under_way, self._again = deque(), deque()
-        self._batches = self._loader.iterate(step + self.skipped, local_rows(self._mesh, self._config.batch_size))
+        rows = local_rows(self._mesh, self._config.batch_size)
+        self._batches = self._loader.iterate(step + self.skipped, rows, self._cannot_read)
 
     def facts(self) -> dict:
         """What a checkpoint has to say of the updates that led to it."""
         return {"skipped": self.skipped} | self._limits.facts()
+
+    def _cannot_read(self, batch: int, error: UserError) -> None:
+        if batch < self._config.total_steps + self.skipped:  # it reads ahead of the last one too
+            self._unreadable = error
+            self._stop()
+
+    def read_first(self, stop: Callable[[], None]) -> None:
+        """The batch that comes next, for `next_batch`; where a process cannot read it, this fails in all. stop() asks
+        for the end of the run, in all processes after the same update: for data of later ones that cannot be read."""
+        self._stop = stop
+        self._again.append(share_errors(lambda: next(self._batches)))
+
+    def check_readable(self) -> None:
+        """Raises UserError, in every process, where one could not read its data."""
+
+        def check():
+            if self._unreadable:
+                raise self._unreadable
+
+        share_errors(check)
 
     def next_batch(self) -> np.ndarray:
         """This process's rows of the batch that the next update takes."""

@@ -3,6 +3,7 @@ that blocks. Nothing else would end it, and a pod costs the same whether it move
 
 import contextlib
 import faulthandler
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -11,12 +12,20 @@ from collections.abc import Callable, Iterator
 def ended_if_it_hangs(seconds: int) -> Iterator[Callable[[], None]]:
     """Yields what is to be called whenever the run has moved: where that does not come for so many seconds, Python
     prints "Timeout" and where each thread is, on the standard error, and ends the process with status 1, so that its
-    supervisor starts it again. It does so from C: what hangs may hold every lock. 0: never."""
+    supervisor starts it again. It does so from C: what hangs may hold every lock. 0: never.
+
+    launch/supervise.sh looks at a file as well, for a process that cannot even do that."""
+    alive = os.environ.get("COLAJAX_ALIVE", "")
 
     def moved() -> None:
         if seconds > 0:
             faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        with contextlib.suppress(OSError):
+            os.utime(alive)
 
+    if os.path.exists(alive):  # not where a process of another machine has the supervisor
+        with contextlib.suppress(OSError), open(alive, "w") as file:
+            file.write(f"{seconds}\n")
     moved()
     try:
         yield moved

