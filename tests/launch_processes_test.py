@@ -105,9 +105,10 @@ def test_what_a_tpu_worker_is_told(desk):
     """The commands that tpu_vm.sh sends, carried out in a home folder, but for what `setup` downloads."""
     home = desk / "home"
     (home / "user" / "bin").mkdir(parents=True)
+    (home / "bin").mkdir()
     uv = home / "user" / "bin" / "uv"
     uv.write_text('#!/bin/sh\n[ "$2" != find ] || echo /python3.12\n')
-    (desk / "bin" / "python3").write_text(f'#!/bin/sh\n[ "$2" != site ] || echo {home}/user\n')
+    (home / "bin" / "python3").write_text(f'#!/bin/sh\n[ "$2" != site ] || echo {home}/user\n')
     tree = desk / "tree"
     shutil.copytree(LAUNCH, tree / "launch")
     (tree / "launch" / "environment.sh").write_text(
@@ -115,13 +116,13 @@ def test_what_a_tpu_worker_is_told(desk):
     )
     subprocess.run(["tar", "-czf", str(home / "colajax.tar.gz"), "-C", str(tree), "launch"], check=True)
     (home / "trainer").write_text(TRAINER)
-    for file in (home / "trainer", uv, desk / "bin" / "python3"):
+    for file in (home / "trainer", uv, home / "bin" / "python3"):
         file.chmod(0o755)
 
     def tell(subcommand):
         launch(desk, "tpu_vm.sh", subcommand, "pod.txt")
         told = [command[-1] for command, _ in recorded(desk) if "ssh" in command]
-        environment = os.environ | {"PATH": f"{desk}/bin:/usr/bin:/bin"}
+        environment = os.environ | {"PATH": f"{home}/bin:/usr/bin:/bin"}
         environment.pop("JAX_PLATFORMS", None)  # of the tests
         return subprocess.run(
             told[0].removeprefix("--command="), shell=True, executable="/bin/bash", cwd=home, env=environment,
