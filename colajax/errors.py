@@ -118,15 +118,16 @@ def _file_of(error: BaseException) -> str | None:
 
 
 # Of gcsfs and google-cloud-storage; TensorStore and array_record raise ValueError and RuntimeError with an address.
-_BUCKET_LIBRARIES = ("gcsfs", "aiohttp", "requests", "google")
+_BUCKET_LIBRARIES = ("gcsfs", "fsspec", "aiohttp", "requests", "google")
 _REFUSALS = (  # a pattern in what they say, what it means, and whether time may mend it
     (r"anonymous|unauthorized|invalid credentials|default credentials|\b401\b",
      "not without credentials; gcloud auth application-default login, or a service account that may use the bucket",
      UserError),
     (r"forbidden|permission.denied|\b403\b",
      "these credentials may not do this; ask for roles/storage.objectAdmin on the bucket", UserError),
-    (r"cannot connect|name or service|connection refused|failed to establish", "cannot be reached from here", TryAgain),
     (r"not.?found|\b404\b", "no such bucket or object", UserError),
+    (r"connect|name or service|failed to establish|time.?out|timed out|payload|chunked|transport",
+     "cannot be reached from here", TryAgain),
     (r"unavailable|\b50[0-4]\b|\b429\b|exhausted", "the server is not available; try again later", TryAgain),
 )  # fmt: skip
 

@@ -38,7 +38,8 @@ def test_requests_of_a_save_and_of_a_start(server, capsys):
     with capsys.disabled():
         print(f"\nrequests of a save, by step: {saves}\nrequests of a start, by checkpoints kept: {starts}")
     assert max(saves.values()) <= 140
-    assert abs(saves[12] - saves[2]) <= 10
+    early, late = (sum(saves[step] for step in range(first, first + 5)) / 5 for first in (2, 8))
+    assert abs(late - early) <= 8  # one save differs from the next by up to as many
     assert starts[1] <= 90
     assert starts[12] - starts[1] <= 3 * 11
 

@@ -6,6 +6,7 @@ import os
 import random
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny_runs import ROOT, environment
 
 from colajax.chaos import trial as module
 from colajax.chaos.circumstances import damage_rows
+from colajax.chaos.faults import Fault
 from colajax.chaos.subject import Subject
 from colajax.chaos.trainer import Trainer
 from colajax.chaos.trial import LATE, Reference, References, table_of, trials
@@ -86,13 +88,28 @@ def test_what_becomes_of_a_trainer_is_said(tmp_path, monkeypatch, how, end):
     references = References(tmp_path)
     known = Reference(0.5, references.of(tried).digest)
     monkeypatch.setattr(references, "of", lambda subject: known)
-    found = [trial for trial in trials({"kill": 1, "save": 1}, 0, tried, references, tmp_path) if trial["end"] != LATE]
+    times = {"kill": 1, "save": 1}
+    found = [trial for trial in trials(times, 0, tried, references, tmp_path) if trial["end"] != LATE]
+    assert list(trials(times, 0, tried, references, tmp_path, known=found)) == []
     assert [trial["end"] for trial in found] == [end] * 2, found
     rows = table_of(found).splitlines()
     assert rows[2].startswith(f"| kill | 1 | {'1 (100%)' if end == 'same' else '0 (0%)'} |")
     assert rows[2].endswith(" - |" if end == "same" else f"{end}: 1 |")
     kept = {path.name for path in tmp_path.iterdir() if path.name.startswith(("kill", "save"))}
     assert len(kept) == (0 if end == "same" else 4)  # to be looked at: folder and log of each
+
+
+def test_an_interruption_ends_all_that_runs(tmp_path, monkeypatch):
+    def interrupted(trainer, rng, seconds):
+        assert trainer.wait_for(lambda: list(tmp_path.glob("kill-0/checkpoints/5")), 60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(module.FAULTS, "save", Fault(interrupted, 1))
+    tried, references = subject(tmp_path, "hangs"), References(tmp_path, jobs=2)
+    with pytest.raises(KeyboardInterrupt):
+        list(trials({"kill": 1, "save": 1}, 0, tried, references, tmp_path, jobs=2))
+    left = subprocess.run(["pgrep", "-f", str(tmp_path / "trainer.py")], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
 
 
 def test_a_command_that_ends_differently_by_itself_is_refused(tmp_path):

@@ -13,8 +13,11 @@ import time
 import types
 from pathlib import Path
 
+import aiohttp
+import fsspec.exceptions
+import google.auth.exceptions
 import pytest
-from aiohttp import ClientConnectorError
+import requests.exceptions
 from tiny_runs import ROOT, spec
 
 from colajax.errors import TryAgain, UserError, refusal_of
@@ -129,6 +132,16 @@ def test_output_that_nobody_reads_any_more():
 
 # ---- buckets ---------------------------------------------------------------------------------------------------------
 HOST = types.SimpleNamespace(host="storage.googleapis.com", port=443, ssl=True)
+# What each client raises where no whole answer comes: those that gcsfs tries again, and when it has given up.
+UNANSWERED = [
+    aiohttp.ClientConnectorError(HOST, OSError(111, "Connect call failed")),
+    aiohttp.ServerDisconnectedError(), aiohttp.ClientPayloadError("Response payload is not completed"),
+    aiohttp.ClientOSError(104, "Connection reset by peer"), aiohttp.SocketTimeoutError("Timeout on reading data"),
+    requests.exceptions.ConnectionError("('Connection aborted.', RemoteDisconnected())"),
+    requests.exceptions.ReadTimeout("HTTPConnectionPool: Read timed out."),
+    requests.exceptions.ChunkedEncodingError("IncompleteRead(0 bytes read)"), fsspec.exceptions.FSTimeoutError(),
+    google.auth.exceptions.TransportError("Failed to retrieve a token from the metadata server"),
+]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +151,7 @@ HOST = types.SimpleNamespace(host="storage.googleapis.com", port=443, ssl=True)
         (ValueError("NOT_FOUND: Error writing gs://a/x [http_response_code='404']"), "gs://a/x: no such bucket"),
         (RuntimeError("with a last message of Not Found ; reading gs://a/x; at byte 0"), "gs://a/x: no such bucket"),
         (RuntimeError("Service Unavailable ; reading gs://a/x"), "gs://a/x: the server is not available"),
-        (ClientConnectorError(HOST, OSError(111, "Connect call failed")), "a bucket: cannot be reached from here"),
+        *((error, "a bucket: cannot be reached from here") for error in UNANSWERED),
         (ValueError("gs://a/x: a bug"), None),
         (KeyError("b/a/o"), None),
     ],

@@ -1,8 +1,9 @@
 """Does to a training what happens to trainings, and sees whether it comes to the same end, with nobody there.
 
-python tools/chaos.py --out DIR [--faults NAME,...] [--times N] [--seed N] [--processes N]
+python tools/chaos.py --out DIR [--faults NAME,...] [--times N] [--seed N] [--jobs N] [--processes N]
   A small stage 1 on stories, which it makes in DIR, under launch/supervise.sh: left alone, twice, then N times with
-  each fault. Prints the survival table; DIR/trials.jsonl is the raw log, with the seed and what was done.
+  each fault. Prints the survival table; DIR/trials.jsonl is the raw log, with the seed and what was done. The same
+  command goes on with trials that were interrupted.
 python tools/chaos.py --out DIR --full
   Each fault as often as the table of the README has it: hours.
 python tools/chaos.py --out DIR --result FILE --checkpoints FOLDER -- COMMAND ...
@@ -40,6 +41,7 @@ from colajax.errors import UserError, run_main
 from colajax.stories.grammar import stories
 
 ROOT = Path(__file__).parent.parent
+TRIALS = "trials.jsonl"
 LENGTH = 32
 SMALL = (
     f"sequence_length={LENGTH}", "batch_size=8", "total_steps=60", "log_every=1", "checkpoint_every=10",
@@ -50,11 +52,12 @@ SMALL = (
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", required=True, metavar="DIR", help="which is not there yet")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new one, or of trials that are gone on with")
     parser.add_argument("--faults", metavar="NAME,...", help="all that can be done to it by default")
     parser.add_argument("--times", type=int, default=1, metavar="N", help="of each fault")
     parser.add_argument("--full", action="store_true", help="each as often as in the README")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial of each; the next has the next")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials that run at once")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that train together")
     parser.add_argument("--result", default="metrics.jsonl", metavar="FILE")
     parser.add_argument("--checkpoints", default="checkpoints", metavar="FOLDER")
@@ -66,38 +69,54 @@ def main() -> None:
         raise UserError(f"--faults {unknown}: expected some of {', '.join(possible)}")
     if "full" in faults and os.geteuid():
         raise UserError("--faults full: needs root, to mount a small disk; leave it out")
-    for name in ("times", "processes"):
+    for name in ("times", "jobs", "processes"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
     out = Path(args.out).absolute()
-    if out.exists():
-        raise UserError(f"{out}: is there already; name a new folder")
-    out.mkdir(parents=True)
-    subject = Subject(tuple(args.command or _small(out)), args.checkpoints, args.result, args.processes)
-    references = References(out)
+    command = tuple(args.command or _small(out))
+    subject = Subject(command, args.checkpoints, args.result, args.processes)
+    known = _begin(out, subject)
+    if not args.command and not (out / "records").exists():
+        _make_records(out)
+    references = References(out, args.jobs)
     print(f"left alone it takes {references.of(subject).seconds:.1f} s", flush=True)
-    found = []
-    for trial in trials({name: FAULTS[name].times if args.full else args.times for name in faults}, args.seed, subject,
-                        references, out):  # fmt: skip
-        with (out / "trials.jsonl").open("a") as log:
+    times = {name: FAULTS[name].times if args.full else args.times for name in faults}
+    found = [trial for trial in known if trial["fault"] in times]
+    for trial in trials(times, args.seed, subject, references, out, jobs=args.jobs, known=found):
+        with (out / TRIALS).open("a") as log:
             log.write(json.dumps(trial) + "\n")
         found.append(trial)
         said = f"{trial['done']}: {trial['end']}, {trial['seconds']:.0f} s"
         print(f"{trial['fault']} {trial['seed']}: {said}", flush=True)
-    print(f"\n{table_of(found)}")
+    print(f"\n{table_of(sorted(found, key=lambda trial: faults.index(trial['fault'])))}")
     sys.exit(any(trial["end"] not in (SAME, LATE) for trial in found))
 
 
+def _begin(out: Path, subject: Subject) -> list[dict]:
+    """What is known of the subject from trials before; makes the folder where there were none."""
+    file, told = out / "subject.json", json.dumps(subject._asdict(), indent=2)
+    if not out.exists():
+        out.mkdir(parents=True)
+        file.write_text(told)
+    elif not file.exists() or file.read_text() != told:
+        raise UserError(f"{out}: is there already, and has no trials of this command; name a new folder")
+    log = out / TRIALS
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 def _small(out: Path) -> list[str]:
-    """The command of a training of seconds, and what it reads."""
-    write_jsonl(out / "stories.jsonl", stories(3, 200))
-    tokenizer = train_sentencepiece(stories(3, 200), out / "tokenizer.model", 500)
-    prepare([out / "stories.jsonl"], tokenizer.path, out / "records", LENGTH, validation_fraction=0.2)
+    """The command of a training of seconds."""
     config = ["--config", str(ROOT / "configs" / "cola_vae.py:quickstart")]
     return [
         sys.executable, "-m", "colajax.train", *config, "--workdir", "{workdir}", f"--config.records={out / 'records'}",
         *(f"--config.{override}" for override in SMALL),
     ]  # fmt: skip
+
+
+def _make_records(out: Path) -> None:
+    write_jsonl(out / "stories.jsonl", stories(3, 200))
+    tokenizer = train_sentencepiece(stories(3, 200), out / "tokenizer.model", 500)
+    prepare([out / "stories.jsonl"], tokenizer.path, out / "records", LENGTH, validation_fraction=0.2)
 
 
 if __name__ == "__main__":

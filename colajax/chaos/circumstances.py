@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from colajax.data.records import ShardWriter, read_metadata
 
 RECORDS = "--config.records="
 BUCKET = "gs://bucket"
+ONE_OUTAGE = threading.Lock()  # of the bucket, which all trials that have one share
 
 
 class Given(NamedTuple):
@@ -46,7 +48,8 @@ def two_processes(subject: Subject, rng: random.Random, name: Path) -> Given:
 
 def in_a_bucket(subject: Subject, rng: random.Random, name: Path) -> Given:
     """Whose end is that of one on local disk."""
-    bucket_server()
+    with ONE_OUTAGE:
+        bucket_server()
     return Given(subject._replace(bucket=BUCKET), subject)
 
 
@@ -92,7 +95,7 @@ def damage_rows(records: Path, damaged: Path, mended: Path, rng: random.Random) 
     metadata = read_metadata(records)
     file = metadata["splits"]["train"]["shards"][0]["file"]
     content = (records / file).read_bytes()
-    shutil.copytree(records, damaged)
+    shutil.copytree(records, damaged, dirs_exist_ok=True)  # of a trial that was interrupted
     while True:
         changed = bytearray(content)
         for _ in range(rng.randint(1, 3)):
@@ -104,7 +107,7 @@ def damage_rows(records: Path, damaged: Path, mended: Path, rng: random.Random) 
             break
     whole = [next(row for row in itertools.islice(itertools.cycle(found), at, None) if row is not None)
              for at in range(len(found))]  # fmt: skip
-    shutil.copytree(records, mended)
+    shutil.copytree(records, mended, dirs_exist_ok=True)
     writer = ShardWriter(epath.Path(mended), "train", max(s["rows"] for s in metadata["splits"]["train"]["shards"]))
     writer.write(np.stack([np.frombuffer(row, "<u4") for row in whole]))
     metadata["splits"]["train"]["shards"] = writer.close()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from colajax.chaos.trainer import Trainer
+from colajax.chaos.trainer import Trainer, remove
 
 
 class Subject(NamedTuple):
@@ -19,7 +19,10 @@ class Subject(NamedTuple):
     disk: int | None = None  # megabytes of the disk that it has to itself
 
     def start(self, folder: Path, name: str) -> Trainer:
-        """Its workdir is NAME of the folder or the bucket, its output NAME.log of the folder."""
+        """Its workdir is NAME of the folder or the bucket, its output NAME.log of the folder; without what one that was
+        interrupted left there."""
+        remove(folder / name)
+        (folder / f"{name}.log").unlink(missing_ok=True)
         return Trainer(
             self.command, epath.Path(self.bucket or folder) / name, folder / f"{name}.log", self.checkpoints,
             processes=self.processes, disk=self.disk,

@@ -13,11 +13,27 @@ from pathlib import Path
 from etils import epath
 
 from colajax.errors import UserError
+from colajax.files import in_bucket
 from colajax.parallel.processes import ADDRESS, COUNT, INDEX, free_port
 
 SUPERVISOR = Path(__file__).parent.parent.parent / "launch" / "supervise.sh"
 POLL = 0.002  # seconds
 STOPPED = 128 + signal.SIGTERM
+
+_running: set["Trainer"] = set()
+
+
+def end_all() -> None:
+    """Of every training that runs, at once."""
+    for trainer in list(_running):
+        trainer.end()
+
+
+def remove(folder: Path) -> None:
+    """A folder, and the disk that was mounted there."""
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Trainer:
@@ -33,11 +49,11 @@ class Trainer:
         self._command = [word.replace("{workdir}", os.fspath(workdir)) for word in command]
         self.workdir, self.checkpoints, self.log = workdir, workdir / checkpoints, log
         self.restarts_stopped = False  # whether a process that ended with status 143 is started again
-        self._mounted = False
         if disk:
             self._mount(disk)
         self._address = f"localhost:{free_port()}"
         self._supervisors = [self._start(index, processes) for index in range(processes)]
+        _running.add(self)
 
     def _mount(self, megabytes: int) -> None:
         self.workdir.mkdir(parents=True)
@@ -45,7 +61,6 @@ class Trainer:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{self.workdir}: cannot be a disk of its own ({done.stderr.strip()}); root can mount one")
-        self._mounted = True
 
     def _start(self, index: int, count: int) -> subprocess.Popen:
         cluster = {ADDRESS: self._address, COUNT: str(count), INDEX: str(index)} if count > 1 else {}
@@ -128,16 +143,16 @@ class Trainer:
                     os.killpg(supervisor.pid, signal.SIGKILL)
                 sent = self.send(signal.SIGKILL, index) or sent
             if not sent and self.status is not None:
-                return
+                break
             time.sleep(0.05)
+        _running.discard(self)
 
     def clear(self) -> None:
         """Removes the workdir."""
-        if self._mounted:
-            subprocess.run(["umount", "--lazy", str(self.workdir)], check=False)
-            shutil.rmtree(self.workdir, ignore_errors=True)
-        else:
+        if in_bucket(self.workdir):
             self.workdir.rmtree()
+        else:
+            remove(Path(self.workdir))
 
     def lost_steps(self) -> int:
         """The most steps that one start did again."""

@@ -1,10 +1,13 @@
 """Trials: a training that a fault is done to, and whether it comes to the end of one that was left alone."""
 
+import contextlib
 import hashlib
 import random
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +15,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from colajax.chaos.circumstances import ONE_OUTAGE
 from colajax.chaos.faults import FAULTS
 from colajax.chaos.subject import Subject
+from colajax.chaos.trainer import end_all
 from colajax.errors import UserError
 from colajax.train.stored import open_arrays
 
@@ -25,27 +30,39 @@ PATIENCE = 120.0  # seconds beyond five times those of the reference, after whic
 class Reference(NamedTuple):
     """A training that was left alone."""
 
-    seconds: float  # once it has been compiled
+    seconds: float  # once it has been compiled, beside others like it
     digest: str
 
 
 class References:
-    """What a subject comes to when it is left alone: tried once for each."""
+    """What a subject comes to when it is left alone: tried once for each, but the first one more often."""
 
-    def __init__(self, folder: Path):
-        self._folder, self._found = folder, {}
+    def __init__(self, folder: Path, jobs: int = 1):
+        """jobs: trials that run at once."""
+        self._folder, self._jobs = folder, jobs
+        self._found: dict[Subject, Reference] = {}
+        self._lock = threading.Lock()
 
     def of(self, subject: Subject) -> Reference:
         """Raises UserError where it does not end well, or the first one not always alike."""
         if subject not in self._found:
-            again = None if self._found else self._left_alone(subject, "again")
-            found = self._left_alone(subject, f"reference-{len(self._found)}")
-            if again and again.digest != found.digest:
-                raise UserError(
-                    f"{self._folder}: left alone, twice, the command came to two ends; nothing can be said of faults"
-                )
-            self._found[subject] = found
+            with self._lock:
+                if subject not in self._found:
+                    number = len(self._found)
+                    first = not self._found
+                    found = self._first(subject) if first else self._left_alone(subject, f"reference-{number}")
+                    self._found[subject] = found
         return self._found[subject]
+
+    def _first(self, subject: Subject) -> Reference:
+        alone = self._left_alone(subject, "reference")
+        with ThreadPoolExecutor(self._jobs) as pool:
+            beside = list(pool.map(lambda job: self._left_alone(subject, f"reference-0-{job}"), range(self._jobs)))
+        if {reference.digest for reference in beside} != {alone.digest}:
+            raise UserError(
+                f"{self._folder}: left alone, twice, the command came to two ends; nothing can be said of faults"
+            )
+        return max(beside)
 
     def _left_alone(self, subject: Subject, name: str) -> Reference:
         trainer, began = subject.start(self._folder, name), time.monotonic()
@@ -75,38 +92,66 @@ def try_fault(fault: str, seed: int, subject: Subject, references: References, f
     rng, name = random.Random(f"{fault} {seed}"), f"{fault}-{seed}"
     given = FAULTS[fault].given(subject, rng, folder / name)
     reference = references.of(given.reference)
-    trainer, began = given.tried.start(folder, name), time.monotonic()
-    try:
-        done = FAULTS[fault].do(trainer, rng, reference.seconds)
-        trainer.wait_for(lambda: False, 5 * reference.seconds + PATIENCE)
-        status = trainer.status
-    finally:
-        trainer.end()
-    if status is None:
-        end = "hang"
-    elif status:
-        end = f"status {status}"
-    else:
-        end = SAME if digest_of(trainer.workdir, subject.result) == reference.digest else "another end"
-    found = {
-        "fault": fault, "seed": seed, "done": done and f"{given.said}{done}",
-        "end": LATE if end == SAME and not done else end,
-        "seconds": round(time.monotonic() - began, 2), "lost_steps": trainer.lost_steps(),
-    }  # fmt: skip
-    if end == SAME:
-        trainer.clear()
-        trainer.log.unlink()
+    with ONE_OUTAGE if given.tried.bucket else contextlib.nullcontext():
+        trainer, began = given.tried.start(folder, name), time.monotonic()
+        try:
+            done = FAULTS[fault].do(trainer, rng, reference.seconds)
+            trainer.wait_for(lambda: False, 5 * reference.seconds + PATIENCE)
+            status = trainer.status
+        finally:
+            trainer.end()
+        if status is None:
+            end = "hang"
+        elif status:
+            end = f"status {status}"
+        else:
+            end = SAME if digest_of(trainer.workdir, subject.result) == reference.digest else "another end"
+        found = {
+            "fault": fault, "seed": seed, "done": done and f"{given.said}{done}",
+            "end": LATE if end == SAME and not done else end,
+            "seconds": round(time.monotonic() - began, 2), "lost_steps": trainer.lost_steps(),
+        }  # fmt: skip
+        if end == SAME:
+            trainer.clear()
+            trainer.log.unlink()
     return found
 
 
-def trials(times: dict[str, int], seed: int, subject: Subject, references: References, folder: Path) -> Iterator[dict]:
-    """So many trials of each fault, one after the other; those that came too late come again, with another seed."""
-    for fault, count in times.items():
-        hits, number = 0, seed
-        while hits < count and number < seed + 3 * count + 3:
-            found = try_fault(fault, number, subject, references, folder)
-            hits, number = hits + (found["end"] != LATE), number + 1
-            yield found
+def trials(
+    times: dict[str, int], seed: int, subject: Subject, references: References, folder: Path, *, jobs: int = 1,
+    known: Sequence[dict] = (),
+) -> Iterator[dict]:  # fmt: skip
+    """So many trials of each fault, `jobs` at once, in turn; those that came too late come again, with another seed.
+    Known ones are not done again."""
+    tried = {(trial["fault"], trial["seed"]) for trial in known}
+    hits = Counter(trial["fault"] for trial in known if trial["end"] != LATE)
+    seeds = {
+        fault: iter([number for number in range(seed, seed + 3 * count + 3) if (fault, number) not in tried])
+        for fault, count in times.items()
+    }
+    running: dict[Future, str] = {}
+    pool = ThreadPoolExecutor(jobs)
+
+    def submit(fault: str) -> None:
+        if (number := next(seeds[fault], None)) is not None:
+            running[pool.submit(try_fault, fault, number, subject, references, folder)] = fault
+
+    try:
+        for round_ in range(max(times.values())):
+            for fault, count in times.items():
+                if round_ < count - hits[fault]:
+                    submit(fault)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                fault, found = running.pop(future), future.result()
+                if found["end"] == LATE:
+                    submit(fault)
+                yield found
+    finally:  # interrupted, perhaps
+        pool.shutdown(wait=False, cancel_futures=True)
+        while not all(future.done() for future in running):
+            end_all()
+            time.sleep(0.1)
 
 
 def table_of(found: list[dict]) -> str:
