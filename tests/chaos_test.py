@@ -17,6 +17,7 @@ from etils import epath
 from tiny_runs import ROOT, environment
 
 from colajax.chaos import trial as module
+from colajax.chaos.calls import ONCE, calls_under
 from colajax.chaos.circumstances import damage_rows
 from colajax.chaos.faults import Fault
 from colajax.chaos.subject import Subject
@@ -147,6 +148,41 @@ def test_each_process_has_a_supervisor_of_its_own(tmp_path):
         assert (trainer.status, started(0)) == (0, 1)
     finally:
         trainer.end()
+
+
+def test_what_is_before_a_command_is_of_its_first_start_alone(tmp_path):
+    (tmp_path / "t.py").write_text(
+        "import os, pathlib, sys, time\nw = pathlib.Path(sys.argv[2])\nw.mkdir(exist_ok=True)\n"
+        "nicer = os.nice(0) - int(sys.argv[3])\n"
+        "(w / 'result').open('a').write(f'{nicer} ')\nwhile nicer: time.sleep(.01)"
+    )
+    prefix = ("sh", "-c", ONCE, str(tmp_path / "began"), "nice", "-n", "1", "--")
+    command = (sys.executable, "-S", str(tmp_path / "t.py"), "--workdir", "{workdir}", str(os.nice(0)))
+    trainer = Subject(command, "checkpoints", "result", prefix=prefix).start(tmp_path, "run")
+    try:
+        assert trainer.wait_for(lambda: (trainer.workdir / "result").exists(), 60)
+        assert trainer.send(signal.SIGKILL)
+        trainer.wait_for(lambda: False, 60)
+        assert (trainer.status, trainer.restarts) == (0, 1)
+        assert (trainer.workdir / "result").read_text() == "1 0 "
+    finally:
+        trainer.end()
+
+
+def test_calls_are_counted_by_thread():
+    """What strace 6.1 writes."""
+    lines = """\
+7 mkdir("/w", 0777) = 0
+7 mkdir("/w/checkpoints/1", 0777) = 0
+8 write(4</w/checkpoints/1/f>, ""..., 10 <unfinished ...>
+7 write(1</dev/null>, ""..., 10) = 10
+7 rename("/w/checkpoints/1", "/w/checkpoints/2") = -1 ENOENT (No such file or directory)
+8 <... write resumed>) = 10
+8 write(4</w/checkpoints/1/f>, ""..., 10) = 10
+7 write(5</w/checkpoints/2/f>, ""..., 10) = 10
+8 +++ exited with 0 +++
+7 rename("/w/checkpoints", "/w/other") = 0""".splitlines()
+    assert calls_under("/w/checkpoints", lines) == {"mkdir": [2], "write": [1, 2], "rename": [1]}
 
 
 def test_damaged_rows_and_the_records_that_are_like_them(records, tmp_path):

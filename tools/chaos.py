@@ -7,14 +7,15 @@ python tools/chaos.py --out DIR [--faults NAME,...] [--times N] [--seed N] [--jo
 python tools/chaos.py --out DIR --full
   Each fault as often as the table of the README has it: hours.
 python tools/chaos.py --out DIR --result FILE --checkpoints FOLDER -- COMMAND ...
-  Another training: {workdir} stands for its workdir in COMMAND; FILE and FOLDER are of the workdir. The upper eight
+  Another training: {workdir} stands for its workdir in COMMAND; FILE and FOLDER are of the workdir. The upper nine
   faults can be done to it.
 
   kill      SIGKILL at any moment                   truncate  of the newest checkpoint any file is cut off,
   save      SIGKILL while a checkpoint is written   zero      its rest is zeros,
-  term      SIGTERM at any moment, status 143       flip      a bit of it is another,
-  full      the disk is full for some seconds       remove    or it is gone
-            (needs root, to mount a small one)
+  call      SIGKILL as it enters a system call by   flip      a bit of it is another,
+            which it saves (needs strace)           remove    or it is gone
+  term      SIGTERM at any moment, status 143       full      the disk is full for some seconds
+                                                              (needs root, to mount a small one)
   lost      SIGKILL of one of two processes         frozen    SIGSTOP of one, for good
   away      the bucket that it writes to says 503   cut       or does not answer, for up to a minute
   nan       batches whose loss is NaN, and SIGKILL  record    rows of the records are damaged, and SIGKILL
@@ -44,7 +45,7 @@ ROOT = Path(__file__).parent.parent
 TRIALS = "trials.jsonl"
 LENGTH = 32
 SMALL = (
-    f"sequence_length={LENGTH}", "batch_size=8", "total_steps=60", "log_every=1", "checkpoint_every=10",
+    f"sequence_length={LENGTH}", "batch_size=64", "total_steps=60", "log_every=1", "checkpoint_every=10",
     "eval_every=25", "eval_rows=12", "optimizer.warmup_steps=3", "vae.dim=32", "vae.ffn_dim=48", "vae.num_heads=2",
     "vae.latent_dim=4",
 )  # fmt: skip

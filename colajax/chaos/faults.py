@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from colajax.chaos import circumstances
+from colajax.chaos import calls, circumstances
 from colajax.chaos.circumstances import Given
 from colajax.chaos.subject import Subject
 from colajax.chaos.trainer import Trainer
@@ -53,6 +53,13 @@ def killed_in_a_save(trainer: Trainer, rng: random.Random, seconds: float) -> st
     if not found or not trainer.send(signal.SIGKILL, rng.randrange(trainer.count)):
         return None
     return f"SIGKILL {after * 1e3:.0f} ms into the save after {kept} others"
+
+
+def killed_at_a_call(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
+    """SIGKILL as it enters a system call by which it saves (see `calls`)."""
+    trainer.wait_for(lambda: trainer.restarts, LONG)
+    cut = "a save was under way" if trainer.saving() else "no save was under way"
+    return f"SIGKILL, {cut}, after {len(trainer.saved())} others" if trainer.restarts else None
 
 
 def _damaged(trainer: Trainer, rng: random.Random, how: str) -> str | None:
@@ -148,7 +155,8 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "kill": Fault(killed, 100), "save": Fault(killed_in_a_save, 50), "term": Fault(terminated, 20),
+    "kill": Fault(killed, 100), "save": Fault(killed_in_a_save, 50),
+    "call": Fault(killed_at_a_call, 50, calls.at_a_call), "term": Fault(terminated, 20),
     "truncate": Fault(truncated, 10), "zero": Fault(zeroed, 10), "flip": Fault(flipped, 10),
     "remove": Fault(removed, 10), "full": Fault(filled, 10, circumstances.small_disk),
     "lost": Fault(killed, 10, circumstances.two_processes, any_trainer=False),

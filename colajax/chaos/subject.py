@@ -17,6 +17,7 @@ class Subject(NamedTuple):
     processes: int = 1
     bucket: str = ""  # where the workdir is to be: gs://NAME; on local disk where there is none
     disk: int | None = None  # megabytes of the disk that it has to itself
+    prefix: tuple[str, ...] = ()  # what starts the command in its place, and what it is given before it
 
     def start(self, folder: Path, name: str) -> Trainer:
         """Its workdir is NAME of the folder or the bucket, its output NAME.log of the folder; without what one that was
@@ -25,7 +26,7 @@ class Subject(NamedTuple):
         (folder / f"{name}.log").unlink(missing_ok=True)
         return Trainer(
             self.command, epath.Path(self.bucket or folder) / name, folder / f"{name}.log", self.checkpoints,
-            processes=self.processes, disk=self.disk,
+            prefix=self.prefix, processes=self.processes, disk=self.disk,
         )  # fmt: skip
 
     def with_(self, **settings: object) -> "Subject":

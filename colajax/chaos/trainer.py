@@ -41,11 +41,13 @@ class Trainer:
     of all goes to `log`."""
 
     def __init__(
-        self, command: Sequence[str], workdir: epath.Path, log: Path, checkpoints: str, *, processes: int = 1,
-        disk: int | None = None,
+        self, command: Sequence[str], workdir: epath.Path, log: Path, checkpoints: str, *,
+        prefix: Sequence[str] = (), processes: int = 1, disk: int | None = None,
     ):  # fmt: skip
-        """command: in which {workdir} stands for the workdir; checkpoints: the folder in it; disk: megabytes of a disk
-        that the workdir is to have to itself. Raises UserError where there can be none."""
+        """command: in which {workdir} stands for the workdir; checkpoints: the folder in it; prefix: what is before the
+        command; disk: megabytes of a disk that the workdir is to have to itself. Raises UserError where there can be
+        none."""
+        self._prefix = prefix
         self._command = [word.replace("{workdir}", os.fspath(workdir)) for word in command]
         self.workdir, self.checkpoints, self.log = workdir, workdir / checkpoints, log
         self.restarts_stopped = False  # whether a process that ended with status 143 is started again
@@ -66,8 +68,8 @@ class Trainer:
         cluster = {ADDRESS: self._address, COUNT: str(count), INDEX: str(index)} if count > 1 else {}
         with self.log.open("ab") as out:
             return subprocess.Popen(
-                ["bash", str(SUPERVISOR), *self._command], start_new_session=True, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT, env=os.environ | cluster,
+                ["bash", str(SUPERVISOR), *self._prefix, *self._command], start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=os.environ | cluster,
             )  # fmt: skip
 
     @property
@@ -86,15 +88,21 @@ class Trainer:
         """Whether a supervisor has."""
         return any(supervisor.poll() is not None for supervisor in self._supervisors)
 
+    @property
+    def restarts(self) -> int:
+        """How often a supervisor has seen the training end, and is to start it again."""
+        return self.log.read_text(errors="replace").count("supervise.sh: ended with")
+
     def _processes(self, index: int) -> list[int]:
-        """Those that train, of one supervisor."""
+        """Those that train, of one supervisor, and what traces them."""
         wanted = b"\0".join(word.encode() for word in self._command) + b"\0"
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal():
                 try:
                     same = os.getsid(int(folder.name)) == self._supervisors[index].pid
-                    if same and (folder / "cmdline").read_bytes() == wanted:
+                    words = (folder / "cmdline").read_bytes()
+                    if same and words.endswith(wanted) and os.fsencode(SUPERVISOR) not in words:
                         found.append(int(folder.name))
                 except (ProcessLookupError, FileNotFoundError):
                     continue

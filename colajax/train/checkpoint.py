@@ -133,6 +133,11 @@ class Checkpoints:
         """What a checkpoint has to say of those that are kept."""
         return {"kept": sorted(self._kept)} if self._kept else {}
 
+    @property
+    def saving(self) -> bool:
+        """Whether one is being saved in the background."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Until what was begun is on disk, or cannot be."""
         self._try(self._manager.wait_until_finished)
