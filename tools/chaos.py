@@ -18,7 +18,8 @@ python tools/chaos.py --out DIR --result FILE --checkpoints FOLDER -- COMMAND ..
                                                               (needs root, to mount a small one)
   lost      SIGKILL of one of two processes         frozen    SIGSTOP of one, for good
   away      the bucket that it writes to says 503   cut       or does not answer, for up to a minute
-  nan       batches whose loss is NaN, and SIGKILL  record    rows of the records are damaged, and SIGKILL
+  nan       batches whose loss is NaN, and SIGKILL  spike     a hundred times as large, and SIGKILL
+  record    rows of the records are damaged, and SIGKILL
 The status is 1 where a trial did not come to the same end.
 """
 

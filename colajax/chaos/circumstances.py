@@ -64,17 +64,28 @@ def bucket_server():
     return server
 
 
-def unsound_batches(subject: Subject, rng: random.Random, name: Path) -> Given:
+def nan_batches(subject: Subject, rng: random.Random, name: Path) -> Given:
     """Batches whose loss is NaN, up to four of the first fifty: as if the data never had them."""
-    batches = ",".join(map(str, sorted(rng.sample(range(50), rng.randint(1, 4)))))
+    return _unsound(subject, "nan", _some(range(50), rng))
+
+
+def spiking_batches(subject: Subject, rng: random.Random, name: Path) -> Given:
+    """Whose loss is a hundred times what it would be, in a run that has seen enough to tell."""
+    return _unsound(subject.with_(total_steps=100, spike_sigmas=8), "100", _some(range(70, 95), rng))
+
+
+def _some(batches: range, rng: random.Random) -> str:
+    return ",".join(map(str, sorted(rng.sample(batches, rng.randint(1, 4)))))
+
+
+def _unsound(subject: Subject, factor: str, batches: str) -> Given:
+    at = subject.command.index("colajax.train")
 
     def of(how: str) -> Subject:
-        at = subject.command.index("colajax.train")
-        return subject._replace(
-            command=(*subject.command[:at], "colajax.chaos.unsound", how, batches, *subject.command[at + 1 :])
-        )
+        program = ("colajax.chaos.unsound", factor, how, batches)
+        return subject._replace(command=(*subject.command[:at], *program, *subject.command[at + 1 :]))
 
-    return Given(of("nan"), of("without"), f"batches {batches} NaN, ")
+    return Given(of("with"), of("without"), f"batches {batches} x {factor}, ")
 
 
 def damaged_rows(subject: Subject, rng: random.Random, name: Path) -> Given:

@@ -163,6 +163,7 @@ FAULTS = {
     "frozen": Fault(frozen, 10, circumstances.two_processes, any_trainer=False),
     "away": Fault(away, 5, circumstances.in_a_bucket, any_trainer=False),
     "cut": Fault(cut, 5, circumstances.in_a_bucket, any_trainer=False),
-    "nan": Fault(killed, 20, circumstances.unsound_batches, any_trainer=False),
+    "nan": Fault(killed, 10, circumstances.nan_batches, any_trainer=False),
+    "spike": Fault(killed, 10, circumstances.spiking_batches, any_trainer=False),
     "record": Fault(killed, 20, circumstances.damaged_rows, any_trainer=False),
 }  # fmt: skip

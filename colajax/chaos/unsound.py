@@ -1,6 +1,8 @@
 """A training of colajax that meets batches which are not sound, or whose data does not have them:
 
-python -m colajax.chaos.unsound nan|without N,... ARGUMENTS of colajax.train
+python -m colajax.chaos.unsound FACTOR with|without N,... ARGUMENTS of colajax.train
+
+The losses of these batches are so many times as large: nan, or a number.
 """
 
 import runpy
@@ -20,7 +22,7 @@ from colajax.stages.base import Stage
 from colajax.train.setup import loader_of
 
 
-def with_unsound(stage: type[Stage], config, batches: tuple[int, ...], factor: float = np.nan) -> type[Stage]:
+def with_unsound(stage: type[Stage], config, batches: tuple[int, ...], factor: float) -> type[Stage]:
     """The stage, but that the terms of these batches' loss are `factor` times as large; none of an evaluation are."""
     loader = loader_of(config, "train")
     marked = np.array([loader.batch(index) for index in batches])
@@ -49,10 +51,11 @@ def iterate_without(batches: tuple[int, ...]):
 
 
 def main() -> None:
-    how, batches = sys.argv.pop(1), tuple(map(int, sys.argv.pop(1).split(",")))
+    factor, how = float(sys.argv.pop(1)), sys.argv.pop(1)
+    batches = tuple(map(int, sys.argv.pop(1).split(",")))
     stage_of = stages.stage_of
     # The same program for both, so that bits can be compared; without them it never meets them.
-    stages.stage_of = lambda config: with_unsound(stage_of(config), config, batches)
+    stages.stage_of = lambda config: with_unsound(stage_of(config), config, batches, factor)
     if how == "without":
         Loader.iterate = iterate_without(batches)
     runpy.run_module("colajax.train", run_name="__main__", alter_sys=True)
