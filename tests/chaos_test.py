@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tiny_runs import ROOT, environment
 from colajax.chaos import trial as module
 from colajax.chaos.calls import ONCE, calls_under
 from colajax.chaos.circumstances import damage_rows
-from colajax.chaos.faults import Fault
+from colajax.chaos.faults import Fault, removed
 from colajax.chaos.subject import Subject
 from colajax.chaos.trainer import Trainer
 from colajax.chaos.trial import LATE, Reference, References, table_of, trials
@@ -167,6 +168,19 @@ def test_what_is_before_a_command_is_of_its_first_start_alone(tmp_path):
         assert (trainer.workdir / "result").read_text() == "1 0 "
     finally:
         trainer.end()
+
+
+def test_a_checkpoint_that_has_just_begun_is_not_the_one_to_damage(tmp_path):
+    """Of a trainer that gives it its name at once."""
+    for step in ("1", "2"):
+        (tmp_path / step).mkdir()
+    (tmp_path / "1" / "state").write_text("x")
+    killed = types.SimpleNamespace(
+        wait_for=lambda holds, seconds: holds(), saved=lambda: [tmp_path / "1", tmp_path / "1", tmp_path / "2"],
+        saving=lambda: False, send=lambda number, index: True, count=1, checkpoints=tmp_path,
+    )  # fmt: skip
+    assert removed(killed, random.Random(0), 1.0) == "remove 1/state"
+    assert not (tmp_path / "1" / "state").exists()
 
 
 def test_calls_are_counted_by_thread():

@@ -2,6 +2,7 @@
 an undisturbed run takes. It says what it did, or None where it came too late."""
 
 import contextlib
+import os
 import random
 import signal
 import time
@@ -68,11 +69,14 @@ def _damaged(trainer: Trainer, rng: random.Random, how: str) -> str | None:
     found = trainer.wait_for(lambda: len(trainer.saved()) >= kept and not trainer.saving(), LONG)
     if not found or not all(trainer.send(signal.SIGKILL, index) for index in range(trainer.count)):
         return None
-    folder = Path(trainer.saved()[-1])
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    file = rng.choice(files)
+    # One that has just begun, of a trainer that gives it its name at once, may have none.
+    of_each = [[path for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size]
+               for folder in reversed(trainer.saved())]  # fmt: skip
+    if not (files := next(filter(None, of_each), None)):
+        return None
+    file = rng.choice(sorted(files))
     _damage(file, rng, how)
-    return f"{how} {folder.name}/{file.relative_to(folder)}"
+    return f"{how} {file.relative_to(os.fspath(trainer.checkpoints))}"
 
 
 def _damage(file: Path, rng: random.Random, how: str) -> None:
