@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny_runs
@@ -14,7 +15,7 @@ from tiny_runs import ROOT, environment
 from colajax.errors import UserError
 from colajax.stages.vae import VAEStage
 from colajax.train import lease as module
-from colajax.train import loop
+from colajax.train import loop, setup
 from colajax.train.lease import FILE, Lease
 from colajax.train.loop import train
 
@@ -98,6 +99,23 @@ def test_one_that_was_frozen_leaves_to_another_what_it_took(holder, tmp_path, qu
 def test_what_is_not_a_lease_is_nobodys(tmp_path):
     (tmp_path / FILE).write_text('{"host":')
     Lease(epath.Path(tmp_path)).take()
+
+
+def test_it_is_renewed_while_a_run_restores_or_begins_and_left_where_that_fails(tmp_path, records, monkeypatch):
+    def renewals() -> int:
+        return json.loads((tmp_path / FILE).read_text())["renewals"]
+
+    def slow(*arguments, **options):
+        before, until = renewals(), time.monotonic() + 30
+        while renewals() < before + 2:
+            assert time.monotonic() < until
+        raise UserError("no memory for that")
+
+    monkeypatch.setattr(module, "EVERY", 0.05)
+    monkeypatch.setattr(setup, "fresh_state", slow)
+    with pytest.raises(UserError, match="no memory"):
+        train(tiny_runs.tiny_config("vae", f"records={records}"), VAEStage, tmp_path)
+    assert not (tmp_path / FILE).exists()
 
 
 def test_a_run_whose_workdir_was_taken_saves_nothing(tmp_path, records, monkeypatch):

@@ -7,6 +7,7 @@ are done until it is on disk. Each update is waited for, so that its seconds are
 """
 
 import time
+from contextlib import ExitStack
 
 from colajax.command_line import BEGAN, Parser, begin
 
@@ -41,14 +42,15 @@ def main() -> None:
     if workdir.exists():
         raise UserError(f"{workdir}: exists; name another folder")
     try:
-        measure(load_config(args.config, overrides), workdir, args.saves)
+        with ExitStack() as ends:
+            measure(load_config(args.config, overrides), workdir, args.saves, ends)
     finally:
         if workdir.exists():
             workdir.rmtree()
 
 
-def measure(config, workdir: epath.Path, saves: int) -> None:
-    run = set_up(config, stage_of(config), workdir, Clock(BEGAN))
+def measure(config, workdir: epath.Path, saves: int, ends: ExitStack) -> None:
+    run = set_up(config, stage_of(config), workdir, Clock(BEGAN), ends)
     updates = Updates(config, run.stage, run.optimizer, run.like, run.loader)
     updates.begin_at(0, run.state, {})
     updates.read_first(lambda: None)

@@ -1,6 +1,7 @@
 """The training loop, for every stage."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from etils import epath
 
@@ -27,8 +28,8 @@ def train(config, make_stage: Callable, workdir: epath.PathLike, *, began: float
     """
     clock = Clock(began)
     config = share_errors(lambda: with_total_steps(config, make_stage))
-    with ended_if_it_hangs(config.hang_seconds) as moved:
-        return _train(set_up(config, make_stage, epath.Path(workdir), clock), config, clock, moved)
+    with ended_if_it_hangs(config.hang_seconds) as moved, ExitStack() as ends:
+        return _train(set_up(config, make_stage, epath.Path(workdir), clock, ends), config, clock, moved)
 
 
 def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
@@ -54,7 +55,7 @@ def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
     if run.owed and (alarm := evaluated(run.start)).stop:
         refuse(alarm.stop)
     stopping = 0
-    with run.lease.kept(), StopSignals() as stop:
+    with StopSignals() as stop:
         if updates.begun < config.total_steps:
             updates.read_first(stop.request)
         attempt = run.start  # unlike a step, it never goes back

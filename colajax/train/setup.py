@@ -1,6 +1,7 @@
 """What a run needs before its first step: data, stage, optimizer, agreement of the processes, parameters."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -67,9 +68,10 @@ class _Parts(NamedTuple):
     facts: dict[str, object]  # for config.json
 
 
-def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock) -> Run:
-    """Every process of a run calls this alike. make_stage(config, pad_id) -> Stage. Raises UserError, in all of them,
-    on a configuration that does not fit itself, the devices, the records, or the run in workdir."""
+def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock, ends: ExitStack) -> Run:
+    """Every process of a run calls this alike. make_stage(config, pad_id) -> Stage; ends: to be closed when the run
+    ends, as until then it holds the workdir. Raises UserError, in all of them, on a configuration that does not fit
+    itself, the devices, the records, or the run in workdir."""
     program = versions() | {"commit": commit()}
     mesh = share_errors(lambda: make_mesh(config.mesh))
     from_first(lambda: set_damaged_aside(workdir))
@@ -89,6 +91,7 @@ def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock) -> R
         share_errors(lambda: check_config(workdir, config, facts))
     lease = Lease(workdir)
     from_first(lease.take)
+    ends.enter_context(lease.kept())  # from here: restoring and compiling may take minutes, and fail
     kept = share_errors(lambda: facts_of(workdir, parts.start).get("kept", ())) if parts.start else ()
     checkpoints = Checkpoints(workdir, keep_every=config.keep_every, budgets=parts.budgets, kept=kept)
     if parts.start is not None:
