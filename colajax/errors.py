@@ -119,7 +119,7 @@ def _file_of(error: BaseException) -> str | None:
 
 # Of gcsfs and google-cloud-storage; TensorStore and array_record raise ValueError and RuntimeError with an address.
 _BUCKET_LIBRARIES = ("gcsfs", "fsspec", "aiohttp", "requests", "google")
-_REFUSALS = (  # a pattern in what they say, what it means, and whether time may mend it
+_REFUSALS = (  # a pattern in what they say, what it means, and whether time may mend it: the first that fits
     (r"anonymous|unauthorized|invalid credentials|default credentials|\b401\b",
      "not without credentials; gcloud auth application-default login, or a service account that may use the bucket",
      UserError),

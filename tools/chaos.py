@@ -1,11 +1,11 @@
 """Does to a training what happens to trainings, and sees whether it comes to the same end, with nobody there.
 
 python tools/chaos.py --out DIR [--faults NAME,...] [--times N] [--seed N] [--jobs N] [--processes N]
-  A small stage 1 on stories, which it makes in DIR, under launch/supervise.sh: left alone, twice, then N times with
-  each fault. Prints the survival table; DIR/trials.jsonl is the raw log, with the seed and what was done. The same
-  command goes on with trials that were interrupted.
+  A small stage 1 on stories, which it makes in DIR, under launch/supervise.sh: left alone, at least twice, then N
+  times with each fault. Prints the survival table; DIR/trials.jsonl is the raw log, with the seed and what was done.
+  The same command goes on with trials that were interrupted.
 python tools/chaos.py --out DIR --full
-  Each fault as often as the table of the README has it: hours.
+  Each fault as often as the table in tools/README.md has it.
 python tools/chaos.py --out DIR --result FILE --checkpoints FOLDER -- COMMAND ...
   Another training: {workdir} stands for its workdir in COMMAND; FILE and FOLDER are of the workdir. The upper nine
   faults can be done to it.
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="a new one, or of trials that are gone on with")
     parser.add_argument("--faults", metavar="NAME,...", help="all that can be done to it by default")
     parser.add_argument("--times", type=int, default=1, metavar="N", help="of each fault")
-    parser.add_argument("--full", action="store_true", help="each as often as in the README")
+    parser.add_argument("--full", action="store_true", help="each as often as in tools/README.md")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial of each; the next has the next")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials that run at once")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that train together")
@@ -84,7 +84,7 @@ def main() -> None:
     print(f"left alone it takes {references.of(subject).seconds:.1f} s", flush=True)
     times = {name: FAULTS[name].times if args.full else args.times for name in faults}
     found = [trial for trial in known if trial["fault"] in times]
-    for trial in trials(times, args.seed, subject, references, out, jobs=args.jobs, known=found):
+    for trial in trials(times, args.seed, subject, references, out, jobs=args.jobs, known=tuple(found)):
         with (out / TRIALS).open("a") as log:
             log.write(json.dumps(trial) + "\n")
         found.append(trial)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from colajax.chaos.circumstances import Given
 from colajax.chaos.subject import Subject
+from colajax.chaos.trainer import remove
 from colajax.errors import UserError
 
 CALLS = (
@@ -18,22 +19,24 @@ CALLS = (
     "link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir"
 )
 STRACE = ("strace", "--follow-forks", "--quiet=all")
-# Calls that are not counted cost no time. (strace 6.1 sends no signals so.)
+# With --seccomp-bpf other calls cost no time, but strace 6.1 injects no signals.
 COUNTING = (*STRACE, "--seccomp-bpf", "--decode-fds=path", "--string-limit=0")
-# The command of strace, but from the second time on what is behind its --.
+# sh -c ONCE FOLDER STRACE ... -- COMMAND: so the first time, COMMAND alone where the folder is there.
 ONCE = 'if mkdir "$0" 2>/dev/null; then exec "$@"; fi; while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
 
-_ONE = threading.Lock()
+_COUNTED = threading.Lock()
 
 
 def at_a_call(subject: Subject, rng: random.Random, name: Path) -> Given:
     """One that SIGKILL meets as it enters a system call by which it saves: the n-th call of that name in any thread."""
-    with _ONE:
+    with _COUNTED:
         calls = _calls_of(subject, name.parent)
     call = rng.choice(sorted(calls))
     number = rng.choice(calls[call])
     killed = (*STRACE, "--output=/dev/null", f"--trace={call}", f"--inject={call}:signal=KILL:when={number}", "--")
-    tried = subject._replace(prefix=("sh", "-c", ONCE, f"{name}-began", *killed))  # and the next start without it
+    began = Path(f"{name}-began")
+    remove(began)  # of a trial that was interrupted
+    tried = subject._replace(prefix=("sh", "-c", ONCE, str(began), *killed))
     return Given(tried, subject, f"{call} {number} of a thread, ")
 
 
@@ -56,7 +59,7 @@ def _calls_of(subject: Subject, folder: Path) -> dict[str, list[int]]:
 
 
 def calls_under(folder: str, lines: Iterable[str]) -> dict[str, list[int]]:
-    """{name: n, ...} of the calls about a path in the folder, as the n-th of that name that their thread made; lines:
+    """{name: [n, ...]} of the calls about a path in the folder, as the n-th of that name that their thread made; lines:
     strace's, of all threads, with the paths of descriptors."""
     made, found = defaultdict(Counter), defaultdict(set)
     for line in lines:

@@ -58,9 +58,10 @@ def killed_in_a_save(trainer: Trainer, rng: random.Random, seconds: float) -> st
 
 def killed_at_a_call(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
     """SIGKILL as it enters a system call by which it saves (see `calls`)."""
-    trainer.wait_for(lambda: trainer.restarts, LONG)
+    if not trainer.wait_for(lambda: trainer.restarts > 0, LONG):
+        return None
     cut = "a save was under way" if trainer.saving() else "no save was under way"
-    return f"SIGKILL, {cut}, after {len(trainer.saved())} others" if trainer.restarts else None
+    return f"SIGKILL, {cut}, after {len(trainer.saved())} others"
 
 
 def _damaged(trainer: Trainer, rng: random.Random, how: str) -> str | None:

@@ -47,20 +47,20 @@ class References:
         """Raises UserError where it does not end well, or the first one not always alike."""
         if subject not in self._found:
             with self._lock:
-                if subject not in self._found:
-                    number = len(self._found)
-                    first = not self._found
-                    found = self._first(subject) if first else self._left_alone(subject, f"reference-{number}")
-                    self._found[subject] = found
+                if not self._found:
+                    self._found[subject] = self._first(subject)
+                elif subject not in self._found:
+                    self._found[subject] = self._left_alone(subject, f"reference-{len(self._found)}")
         return self._found[subject]
 
     def _first(self, subject: Subject) -> Reference:
+        """By itself, which compiles it, and then as many at once as there will be trials."""
         alone = self._left_alone(subject, "reference")
         with ThreadPoolExecutor(self._jobs) as pool:
             beside = list(pool.map(lambda job: self._left_alone(subject, f"reference-0-{job}"), range(self._jobs)))
         if {reference.digest for reference in beside} != {alone.digest}:
             raise UserError(
-                f"{self._folder}: left alone, twice, the command came to two ends; nothing can be said of faults"
+                f"{self._folder}: left alone, the command came to two ends; nothing can be said of faults"
             )
         return max(beside)
 
