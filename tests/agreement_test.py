@@ -73,26 +73,42 @@ print(json.dumps([
 """
 
 
-@pytest.fixture(scope="module")
-def met():
-    """What each of two processes met, two lists of the same tasks."""
+def two_processes(*commands: list[str]) -> list[tuple[int, str, str]]:
+    """Status, output and errors of each."""
     address = f"localhost:{free_port()}"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=environment(1, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)),
         )
-        for i in range(2)
+        for i, command in enumerate(commands)
     ]  # fmt: skip
     outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def met():
+    """What each of two processes met, two lists of the same tasks."""
+    found = two_processes(["-c", WORKER], ["-c", WORKER])
+    assert [status for status, *_ in found] == [0, 0], found
+    return [json.loads(out.splitlines()[-1]) for _, out, _ in found]
 
 
 def test_an_error_of_one_is_raised_in_all(met):
     assert met[0][0] == met[1][0] == "error: process 1: records: row 3 is damaged"
     assert [met[0][1], met[1][1]] == [0, 1]  # without an error each has its own result
     assert met[0][2] == met[1][2] == "error: config.log_every is 0"  # of all alike
+
+
+def test_a_mistake_in_the_command_of_one_ends_all(tmp_path):
+    command = ["-m", "colajax.train", "--config", "configs/cola_vae.py:quickstart", "--workdir", str(tmp_path / "run")]
+    first, second = two_processes(command, [*command, "--config.log_every=often"])
+    assert first[0] == second[0] == 2
+    assert first[2].startswith("error: process 1: ")
+    assert first[2] == second[2]
+    assert "log_every" in first[2]
+    assert first[2].count("\n") == 1
 
 
 def test_what_is_refused_in_one_and_a_bug_of_one_end_all(met):

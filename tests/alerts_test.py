@@ -43,7 +43,7 @@ def test_what_is_no_alert(entry):
     with config.unlocked():
         config.alerts = (entry,)
     with pytest.raises(UserError, match=r"^config\.alerts: .*: expected entries such as"):
-        alerts_of(config)
+        alerts_of(config.alerts)
 
 
 def test_an_alert_keeps_the_checkpoint_before_it_and_its_own(records, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import threading
+import time
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from etils import epath
 from colajax.data.loader import Loader
 from colajax.errors import TryAgain, UserError
 from colajax.stages.vae import VAEStage
-from colajax.train import metrics, updates
+from colajax.train import behind, checkpoint, reporter, updates
 from colajax.train.checkpoint import latest_step
 from colajax.train.loop import train
 from colajax.train.stored import open_arrays
@@ -106,7 +108,7 @@ def test_the_host_is_at_most_two_updates_ahead(records, tmp_path, monkeypatch):
 
 def test_a_log_that_cannot_be_written_costs_no_step(records, tmp_path, monkeypatch, capsys):
     """The disk is full at the first three times, and has room at the end: the log is then as if nothing had been."""
-    refusals, write = [3], metrics.write_whole
+    refusals, write = [3], behind.write_whole
 
     def full(path, content):
         if refusals[0]:
@@ -114,14 +116,63 @@ def test_a_log_that_cannot_be_written_costs_no_step(records, tmp_path, monkeypat
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, content)
 
-    monkeypatch.setattr(metrics, "write_whole", full)
+    monkeypatch.setattr(behind, "write_whole", full)
+    monkeypatch.setattr(behind, "EVERY", 0.01)
     assert train(tiny_runs.tiny_config("vae", f"records={records}"), VAEStage, tmp_path / "run") == 0
-    assert capsys.readouterr().err.count("No space left on device; the run goes on") == 3
-    lines = tiny_runs.read_metrics(tmp_path / "run")
+    assert "No space left on device; the run goes on" in capsys.readouterr().err
+    _check_logs(tmp_path / "run")
+
+
+def test_a_log_that_hangs_costs_no_step(records, tmp_path, monkeypatch, capsys):
+    """As on a disk of a network whose server is away, from before the first save until after the last: checkpoints wait
+    for it, as long as is worth it."""
+    hanging, trained, write = threading.Event(), [], behind.write_whole
+
+    def hang(path, content):
+        hanging.wait()
+        write(path, content)
+
+    class Late(behind.Behind):
+        def close(self):
+            trained.extend(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+            hanging.set()
+            super().close()
+
+    monkeypatch.setattr(behind, "write_whole", hang)
+    monkeypatch.setattr(behind, "PATIENCE", 0.5)
+    monkeypatch.setattr(reporter, "Behind", Late)
+    assert train(tiny_runs.tiny_config("vae", f"records={records}"), VAEStage, tmp_path / "run") == 0
+    assert {"8", "12"} <= set(trained)
+    assert "not written" not in capsys.readouterr().err
+    _check_logs(tmp_path / "run")
+
+
+def _check_logs(workdir) -> None:
+    lines = tiny_runs.read_metrics(workdir)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
-    events = [json.loads(line)["event"] for line in (tmp_path / "run" / "timeline.jsonl").read_text().splitlines()]
+    events = [json.loads(line)["event"] for line in (workdir / "timeline.jsonl").read_text().splitlines()]
     assert events[0] == "start"
     assert events.count("save") == 3
+
+
+def test_a_checkpoint_has_no_name_before_the_log_is_there(records, tmp_path, monkeypatch):
+    """Or a run that is killed between the two would have lost lines."""
+    lines_at, is_whole = {}, checkpoint.write_digests
+
+    def watched(folder):
+        last = tiny_runs.read_metrics(tmp_path / "run")[-1]["step"]
+        lines_at[int(folder.name.partition(".")[0])] = last
+        is_whole(folder)
+
+    def slow(path, content, write=behind.write_whole):
+        time.sleep(0.3)
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_digests", watched)
+    monkeypatch.setattr(behind, "write_whole", slow)
+    assert train(tiny_runs.tiny_config("vae", f"records={records}"), VAEStage, tmp_path / "run") == 0
+    assert len(lines_at) == 3
+    assert all(last >= step for step, last in lines_at.items()), lines_at
 
 
 @pytest.mark.parametrize("bad", [0, 9])

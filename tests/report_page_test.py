@@ -54,6 +54,7 @@ def workdirs(tmp_path):
         folder = tmp_path / stage
         folder.mkdir()
         config = tiny_runs.tiny_config(stage, "records=R").to_dict() | {"facts": {"tokenizer": HOSTILE + stage}}
+        config |= {"alerts": [["mean_variance", "below", 0.5, "warn"], ["loss", "above", 0.4375, "keep"]]}
         (folder / "config.json").write_text(json.dumps(config))
         cost = {"tokens": 7040 * number, "eflops": 1.25 * number, "exact_eflops": 1.75 * number}
         lines = [{"step": step, "kind": kind, "loss": 3.0625 / step, "accuracy": 0.5, **cost}
@@ -90,8 +91,10 @@ def test_the_page_has_the_figures_of_the_files_and_fetches_nothing(workdirs):
         assert figure in page.text, figure
     assert "joint: variance of the mean across tokens is 0.1875" in page.text
     assert "joint: skill of a Gaussian without context is 0.5625" in page.text
-    # starts, batches skipped; seconds of start, restore, compile, data, updates, evaluation, save, lost
-    assert "vae111208060020" in page.text
+    assert "jointmean_variance below 0.5warn10101 of 2at step 10: mean_variance is 0.1875, below 0.5" in page.text
+    assert "vaeloss above 0.4375keep551 of 2at step 5: loss is 0.6125, above 0.4375" in page.text
+    # starts, batches skipped, went back; seconds of start, restore, compile, data, updates, evaluation, save, lost
+    assert "vae1111208060020" in page.text
     assert HOSTILE in page.text
     assert not {"script", "img", "link", "iframe", "object", "image", "use"} & set(page.tags)
     assert not {"src", "href", "xlink:href", "onload", "onerror"} & {name for name, _ in page.attributes}

@@ -21,6 +21,7 @@ from colajax.errors import UserError
 from colajax.stages import stage_of
 from colajax.stages.joint import JointStage
 from colajax.stages.vae import VAEStage
+from colajax.train.behind import Behind
 from colajax.train.fingerprint import fingerprint
 from colajax.train.loop import train
 from colajax.train.metrics import MetricsWriter
@@ -278,14 +279,18 @@ def test_the_timeline_has_every_start_and_the_time(stage_one):
 
 
 def test_lines_after_the_checkpoint_that_a_run_goes_on_from_are_dropped(tmp_path):
-    writer = MetricsWriter(epath.Path(tmp_path), 0)
+    files = Behind()
+    writer = MetricsWriter(epath.Path(tmp_path), 0, files)
     for step in range(1, 7):
         writer.write(step, "train", {"loss": float(step)})
         if step in (3, 5):  # at 5, killed after the flush and before the checkpoint was whole
             writer.flush()
-    writer = MetricsWriter(epath.Path(tmp_path), 3)
+    assert files.wait()
+    assert read_metrics(tmp_path)[-1]["step"] == 5
+    writer = MetricsWriter(epath.Path(tmp_path), 3, files)
     writer.write(4, "train", {"loss": 0.5})
     writer.close()
+    files.close()
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 0.5)]
 
 

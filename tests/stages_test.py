@@ -73,7 +73,7 @@ def test_collapse_is_loud_and_health_is_quiet():
     collapsed = constant + 0.01 * rng.standard_normal((5000, 4))
 
     report = report_of(stage, healthy, 0.05, 0.9)
-    alerts = alerts_of(load_config(spec("joint"), []))
+    alerts = alerts_of(load_config(spec("joint"), []).alerts)
     healthy_report = {"kl_reference": 0.1, "dead_channels": 0.0}
     assert raised_by(alerts, [report | healthy_report]) == {}
     assert report["mean_variance"] == pytest.approx(1, abs=0.05)

@@ -36,6 +36,12 @@ def as_it_is(subject: Subject, rng: random.Random, name: Path) -> Given:
     return Given(subject, subject)
 
 
+def anywhere(subject: Subject, rng: random.Random, name: Path) -> Given:
+    """A training of colajax as it is, in one of ten cases with two processes and in one of ten in a bucket."""
+    where = rng.choice((*[as_it_is] * 8, two_processes, in_a_bucket))
+    return (where if "colajax.train" in subject.command else as_it_is)(subject, rng, name)
+
+
 def small_disk(subject: Subject, rng: random.Random, name: Path) -> Given:
     return Given(subject._replace(disk=24), subject)
 
@@ -43,14 +49,14 @@ def small_disk(subject: Subject, rng: random.Random, name: Path) -> Given:
 def two_processes(subject: Subject, rng: random.Random, name: Path) -> Given:
     """Of which the one that is left over ends soon, where it waits for the other."""
     two = subject._replace(processes=2)
-    return Given(two.with_(hang_seconds=90), two)
+    return Given(two.with_(hang_seconds=90), two, "two processes, ")
 
 
 def in_a_bucket(subject: Subject, rng: random.Random, name: Path) -> Given:
     """Whose end is that of one on local disk."""
     with ONE_OUTAGE:
         bucket_server()
-    return Given(subject._replace(bucket=BUCKET), subject)
+    return Given(subject._replace(bucket=BUCKET), subject, "in a bucket, ")
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from colajax.chaos.subject import Subject
 from colajax.chaos.trainer import Trainer
 
 LONG = 600.0  # seconds
+NAMED_AT_ONCE = 1.0  # seconds in which trainers that name a checkpoint before it is whole have written it
 
 
 def killed(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
@@ -29,13 +30,20 @@ def frozen(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
 
 
 def terminated(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
-    """SIGTERM to any process at any moment, while it starts and compiles too; started again after status 143."""
+    """SIGTERM to any process at any moment, while it starts and compiles too, in half of the cases after a SIGKILL, while
+    it restores too; started again after status 143."""
+    killed_before = ""
+    if rng.random() < 0.5:
+        if not (killed_before := killed(trainer, rng, seconds)):
+            return None
+        trainer.wait_for(lambda: trainer.restarts >= trainer.count and trainer.send(0), LONG)
+        killed_before, seconds = f"{killed_before}, ", seconds / 2
     if not (sent := _sent(signal.SIGTERM, trainer, rng, seconds)):
         return None
     began = time.monotonic()
     trainer.wait_for(lambda: trainer.one_ended, LONG)
     trainer.restarts_stopped = True
-    return f"{sent}, which took {time.monotonic() - began:.2f} s"
+    return f"{killed_before}{sent}, which took {time.monotonic() - began:.2f} s"
 
 
 def _sent(number: signal.Signals, trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
@@ -67,10 +75,12 @@ def killed_at_a_call(trainer: Trainer, rng: random.Random, seconds: float) -> st
 def _damaged(trainer: Trainer, rng: random.Random, how: str) -> str | None:
     """SIGKILL once there are two checkpoints, and before the next start a file of the newest is not what it was."""
     kept = 2 + rng.randrange(2)
-    found = trainer.wait_for(lambda: len(trainer.saved()) >= kept and not trainer.saving(), LONG)
+    trainer.wait_for(lambda: len(trainer.saved()) >= kept, LONG)
+    time.sleep(NAMED_AT_ONCE)
+    found = trainer.wait_for(lambda: not trainer.saving(), LONG)
     if not found or not all(trainer.send(signal.SIGKILL, index) for index in range(trainer.count)):
         return None
-    # One that has just begun, of a trainer that gives it its name at once, may have none.
+    # One that has just begun, of a trainer that names it at once, may have none.
     of_each = [[path for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size]
                for folder in reversed(trainer.saved())]  # fmt: skip
     if not (files := next(filter(None, of_each), None)):
@@ -160,8 +170,8 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "kill": Fault(killed, 100), "save": Fault(killed_in_a_save, 50),
-    "call": Fault(killed_at_a_call, 50, calls.at_a_call), "term": Fault(terminated, 20),
+    "kill": Fault(killed, 100, circumstances.anywhere), "save": Fault(killed_in_a_save, 50),
+    "call": Fault(killed_at_a_call, 50, calls.at_a_call), "term": Fault(terminated, 20, circumstances.anywhere),
     "truncate": Fault(truncated, 10), "zero": Fault(zeroed, 10), "flip": Fault(flipped, 10),
     "remove": Fault(removed, 10), "full": Fault(filled, 10, circumstances.small_disk),
     "lost": Fault(killed, 10, circumstances.two_processes, any_trainer=False),

@@ -8,6 +8,7 @@ from html import escape
 from colajax.reporting.chart import Series, bars, chart, shown
 from colajax.reporting.latents import Latents
 from colajax.reporting.workdir import WorkdirRecord
+from colajax.train.alerts import alerts_of, raised_by
 from colajax.train.config import flatten
 from colajax.train.goodput import KINDS, totals
 
@@ -28,6 +29,7 @@ BY_TIME = {"flow_time_": "flow loss by time", "masked_time_": "masked-token loss
 SPENT = dict(zip(
     KINDS, ("#999999", "#56B4E9", "#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00"), strict=True
 ))  # fmt: skip
+COUNTED = {"start": "starts", "skipped": "batches skipped", "went back": "went back"}  # events of the timeline
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1320px;margin:24px auto;padding:0 20px}
 h1{font-size:24px}h2{font-size:18px;margin:34px 0 8px;border-bottom:1px solid #ddd}p{margin:6px 0;max-width:900px}
 .note{color:#666;font-size:13px}.charts{display:flex;flex-wrap:wrap;gap:8px}svg{width:420px;height:250px}
@@ -48,7 +50,8 @@ def page(runs: Sequence[WorkdirRecord], latents: Mapping[str, Latents], no_laten
     colours = _colours(runs)
     sections = (
         ("Summary", _summary(runs)), ("Losses", _losses(runs, colours)), ("Loss by time", _by_time(runs, colours)),
-        ("Latents and prior", _health(runs, colours)), ("Where the latents lie", _latents(latents, no_latents)),
+        ("Latents and prior", _health(runs, colours)), ("Alerts", _alerts(runs)),
+        ("Where the latents lie", _latents(latents, no_latents)),
         ("Throughput and wall time", _speed(runs, colours)), ("Evaluations", _evaluations(runs)),
         ("Tasks", _tasks(runs, colours)), ("Samples", _samples(runs)), ("Configuration", _differences(runs)),
     )  # fmt: skip
@@ -136,6 +139,23 @@ def _health(runs, colours) -> str:
     return _charts([_panel(runs, colours, *figure) for figure in HEALTH], note)
 
 
+def _alerts(runs) -> str:
+    """Of config.alerts, those that an evaluation raised."""
+    rows = []
+    for run in runs:
+        alerts, found = alerts_of(run.config["alerts"]), {}
+        for number, line in enumerate(run.eval, 1):
+            for alert, said in raised_by(alerts, run.eval[:number]).items():
+                found.setdefault(alert, []).append((line["step"], said))
+        for alert, times in found.items():
+            (first, _), (last, said) = times[0], times[-1]
+            share = f"{len(times)} of {len(run.eval)}"
+            rows.append([run.name, f"{alert.figure} {alert.kind} {alert.bound:g}", alert.action, str(first), str(last),
+                         share, f"at step {last}: {said}"])  # fmt: skip
+    header = ["run", "alert", "action", "first at step", "last at step", "evaluations", "what it says"]
+    return _table(header, rows) if rows else ""
+
+
 def _by_time(runs, colours) -> str:
     found = [_tenths(run, prefix, f"{run.name}: {title}", colours[run.name])
              for run in runs for prefix, title in BY_TIME.items()]  # fmt: skip
@@ -191,8 +211,8 @@ def _speed(runs, colours) -> str:
     rates = [Series(run.name, colours[run.name], points) for run in runs for points in _rates(run)]
     spent = {run.name: dict.fromkeys(KINDS, 0.0) | totals(run.timeline) for run in runs}
     rows = [(name, [(kind, found[kind], SPENT[kind]) for kind in KINDS]) for name, found in spent.items()]
-    table = _table(["run", "starts", "batches skipped", *(f"{kind}, s" for kind in KINDS)], [
-        [run.name, *(str(sum(line["event"] == event for line in run.timeline)) for event in ("start", "skipped")),
+    table = _table(["run", *COUNTED.values(), *(f"{kind}, s" for kind in KINDS)], [
+        [run.name, *(str(sum(line["event"] == event for line in run.timeline)) for event in COUNTED),
          *(_figure(round(spent[run.name][kind], 2)) for kind in KINDS)] for run in runs
     ])  # fmt: skip
     legend = f"<p>{''.join(_key(colour, kind) for kind, colour in SPENT.items())}</p>"

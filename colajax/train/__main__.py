@@ -14,6 +14,7 @@ if __name__ == "__main__":
     begin()
 
 from colajax.errors import run_main
+from colajax.parallel.agreement import share_errors
 from colajax.parallel.processes import join
 from colajax.stages import stage_of
 from colajax.train.config import load_config
@@ -25,10 +26,14 @@ def main() -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]")
     parser.add_argument("--workdir", required=True, metavar="DIR")
     args, overrides = parser.parse_with_config()
-    config = load_config(args.config, overrides)
-    make_stage = stage_of(config)
-    join()
+    join()  # so that what is wrong in one process ends all of them
+    config, make_stage = share_errors(lambda: _configured(args.config, overrides))
     sys.exit(train(config, make_stage, args.workdir, began=BEGAN))
+
+
+def _configured(spec: str, overrides: list[str]) -> tuple:
+    config = load_config(spec, overrides)
+    return config, stage_of(config)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ class Alert(NamedTuple):
     action: str  # warn; keep: this checkpoint too, for good; stop: the run ends, when it has saved
 
 
-def alerts_of(config) -> tuple[Alert, ...]:
-    """Raises UserError on what is no alert."""
+def alerts_of(entries: Sequence) -> tuple[Alert, ...]:
+    """Of config.alerts. Raises UserError on what is no alert."""
     found = []
-    for entry in config.alerts:
-        if not isinstance(entry, tuple) or len(entry) != 4 or not isinstance(entry[0], str):
+    for entry in entries:
+        if not isinstance(entry, tuple | list) or len(entry) != 4 or not isinstance(entry[0], str):
             raise UserError(f"config.alerts: {entry!r}: expected {EXPECTED}")
         alert = Alert(*entry)
         number = type(alert.bound) in (int, float) and math.isfinite(alert.bound)

@@ -76,6 +76,7 @@ class Checkpoints:
         self._workdir, self._kept = workdir, set(kept)
         self._newest = 0  # step of the checkpoint that was begun or restored last
         self._lost = False  # whether the last one could not be saved
+        self._before_it_commits: Callable[[], object] = lambda: None
         # Each share of another shape is a small program to compile, at the first save.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SMALL_SLICE)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -97,8 +98,13 @@ class Checkpoints:
     def _finish(self) -> None:
         """Called in the background, in the first process, when all has been written; on local disk the folder has not
         got its name yet."""
+        self._before_it_commits()
         folders = (absolute(self._workdir) / FOLDER).iterdir()
         write_digests(next(path for path in folders if path.name.partition(".")[0] == str(self._newest)))
+
+    def commit_after(self, wait: Callable[[], object]) -> None:
+        """wait: called in the background, in the first process, before a checkpoint gets its digests and its name."""
+        self._before_it_commits = wait
 
     def save(self, state: TrainState, facts: dict) -> None:
         """Starts saving in the background; the state's arrays are copied before this returns. A step that is there

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from colajax.errors import UserError
-from colajax.files import write_whole
+from colajax.train.behind import Behind
 from colajax.train.board import Board
 
 # Dense bfloat16 peak of one chip (jax device), FLOP/s, by a part of its device_kind; the makers' data sheets.
@@ -45,11 +45,11 @@ EVENTS = ("start", "train", "evaluation", "save", "spent", "skipped", "went back
 
 
 class Lines:
-    """A file of JSON objects, one a line, whole at every `flush`. What a run wrote before is kept, but for a last line
-    that was cut."""
+    """A file of JSON objects, one a line, written whole at every `flush`. What a run wrote before is kept, but for a
+    last line that was cut."""
 
-    def __init__(self, path: epath.Path):
-        self._path, self._lines = path, read_lines(path)
+    def __init__(self, path: epath.Path, files: Behind):
+        self._path, self._lines, self._files = path, read_lines(path), files
 
     def add(self, line: dict) -> None:
         self._lines.append(line)
@@ -61,7 +61,7 @@ class Lines:
         self._lines = [line for line in self._lines if not dropped(line)]
 
     def flush(self) -> None:
-        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
+        self._files.write(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
 
 
 def read_lines(path: epath.Path) -> list[dict]:
@@ -83,12 +83,13 @@ def read_lines(path: epath.Path) -> list[dict]:
 class MetricsWriter:
     """Scalars to TensorBoard, and to workdir/metrics.jsonl at every `flush`.
 
-    The loop flushes before it saves a checkpoint; a run that goes on from step n drops the lines after n and writes
-    them again, so the file reads as if nothing had happened. Speed is not a function of the run: it is in TensorBoard
-    and, with the times of day, in workdir/timeline.jsonl, from which nothing is dropped."""
+    The loop flushes before it saves a checkpoint, which waits for the file before it takes its name; a run that goes on
+    from step n drops the lines after n and writes them again, so the file reads as if nothing had happened. Speed is
+    not a function of the run: it is in TensorBoard and, with the times of day, in workdir/timeline.jsonl, from which
+    nothing is dropped."""
 
-    def __init__(self, workdir: epath.Path, step: int):
-        self._lines, self._folder = Lines(workdir / "metrics.jsonl"), workdir / "tensorboard"
+    def __init__(self, workdir: epath.Path, step: int, files: Behind):
+        self._lines, self._folder = Lines(workdir / "metrics.jsonl", files), workdir / "tensorboard"
         self._begin_at(step)
 
     def _begin_at(self, step: int) -> None:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import jax
 
-from colajax.errors import UserError, refusal_of, tell, warn
-from colajax.files import write_whole
+from colajax.errors import UserError, tell, warn
 from colajax.parallel.agreement import from_first
 from colajax.parallel.processes import is_first
 from colajax.train.alerts import alerts_of, raised_by
+from colajax.train.behind import Behind
 from colajax.train.checkpoint import latest_step
 from colajax.train.goodput import Clock, shares, totals
 from colajax.train.metrics import Lines, MetricsWriter, Speed, progress_line
@@ -40,27 +40,20 @@ class Reporter:
     def __init__(self, run: Run, config, clock: Clock):
         self._run, self._stage, self._total, self._batch_size = run, run.stage, config.total_steps, config.batch_size
         self._log_every, self._most_in_a_row = config.log_every, config.skips_in_a_row
-        self._alerts = alerts_of(config)
+        self._alerts = alerts_of(config.alerts)
         self._tokens = config.batch_size * config.sequence_length
         self._speed, self._clock, self._step = Speed(run.start, config.total_steps), clock, run.start
         self._writer = self._timeline = None
         if is_first():
-            self._writer = MetricsWriter(run.workdir, run.start)
-            self._timeline = Lines(run.workdir / "timeline.jsonl")
+            self._files = Behind()
+            run.checkpoints.commit_after(self._files.wait)
+            self._writer = MetricsWriter(run.workdir, run.start, self._files)
+            self._timeline = Lines(run.workdir / "timeline.jsonl", self._files)
             self._note("start", run.start, {
                 "began": clock.began, "processes": jax.process_count(), "devices": jax.device_count(),
                 "mesh": dict(run.mesh.shape), "device_kind": jax.devices()[0].device_kind, **run.program,
             })  # fmt: skip
-            self._try(self._timeline.flush)
-
-    def _try(self, write: Callable[[], object]) -> None:
-        """What only reports: where it cannot be written the run goes on, and it may be the next time."""
-        try:
-            write()
-        except Exception as error:
-            if not (reason := refusal_of(error)):
-                raise
-            warn(f"{self._run.workdir}: {reason}; the run goes on")
+            self._timeline.flush()
 
     def _note(self, event: str, step: int, facts: dict) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -102,9 +95,9 @@ class Reporter:
         file = self._run.workdir / SKIPPED / f"{update.begins}-{update.batch}.json"
         # JSON has no NaN and no infinity.
         numbers = {kind: {k: repr(v) for k, v in getattr(update, kind).items()} for kind in ("means", "limits")}
-        self._try(lambda: write_whole(file, json.dumps(update._asdict() | numbers, indent=1) + "\n"))
+        self._files.write(file, json.dumps(update._asdict() | numbers, indent=1) + "\n")
         self._note("skipped", update.begins, {"batch": update.batch})
-        self._try(self._timeline.flush)
+        self._timeline.flush()
         warn(f"batch {update.batch} skipped at step {update.begins}: {shown}; its rows are in {file}")
 
     def went_back(self, step: int | None) -> None:
@@ -116,7 +109,7 @@ class Reporter:
         if self._writer:
             self._writer.go_back(step)
             self._note("went back", step, {})
-            self._try(self._timeline.flush)
+            self._timeline.flush()
             warn(f"{self._most_in_a_row} updates in a row were not sound: back to step {step}, past their batches")
 
     @contextlib.contextmanager
@@ -151,19 +144,19 @@ class Reporter:
 
     @contextlib.contextmanager
     def saving(self, step: int, finite: bool) -> Iterator[None]:
-        """While this is open a checkpoint is begun; what was reported until then is on disk before. Raises UserError,
-        in place of a checkpoint, where the state is not finite."""
+        """While this is open a checkpoint is begun; what was reported until then is on disk before it takes its name.
+        Raises UserError, in place of a checkpoint, where the state is not finite."""
         if not finite:
             self.refuse(f"parameters or optimizer hold NaN or infinity at step {step}, which was not saved")
         if self._writer:
-            self._try(self._writer.flush)
+            self._writer.flush()
         began = time.perf_counter()
         with self._clock.spending("save"):
             yield
         if self._writer:
             self._note("save", step, {"seconds": time.perf_counter() - began})
             self._note_spent()
-            self._try(self._timeline.flush)
+            self._timeline.flush()
 
     def _note_spent(self) -> dict[str, float]:
         """All that the run has spent so far, over its starts."""
@@ -183,5 +176,6 @@ class Reporter:
     def close(self) -> None:
         if self._writer:
             tell(f"{self._run.workdir}: {shares(self._note_spent())}")
-            self._try(self._writer.close)
-            self._try(self._timeline.flush)
+            self._timeline.flush()
+            self._writer.close()
+            self._files.close()

@@ -110,7 +110,7 @@ def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock, ends
 def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Parts:
     """What needs no other process."""
     _check_ranges(config)
-    alerts_of(config)
+    alerts_of(config.alerts)
     if not config.records:
         raise UserError("config.records: expected a folder made by tools/prepare_data.py; pass --config.records=DIR")
     loader, held_out = loader_of(config, "train"), loader_of(config, "validation")
