@@ -6,8 +6,8 @@
 # Status 0 (complete), 2 (a mistake, which no restart mends), 130 and 143 (it was stopped, and has saved) are passed on.
 # After any other the command runs again: in 10 s, and in twice that after each end without a later checkpoint, up to 5
 # minutes; after the fifth such end its status is passed on too, but for 75: time may mend that. SIGTERM and Ctrl-C go to
-# the command. A process that has not moved for its config.hang_seconds ends by itself; where it cannot, as one that is
-# frozen, it is killed half a minute later.
+# the command. A process that has not moved for its config.hang_seconds (ten minutes while it starts) ends by itself;
+# where it cannot, as one that is frozen, it is killed half a minute later.
 set -euo pipefail
 python=python3 workdir=''
 for ((i = 1; i < $#; i++)); do

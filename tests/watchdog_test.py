@@ -1,8 +1,11 @@
 """A real training that waits for ever for its data is ended, and says where it was."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import tiny_runs
 from tiny_runs import ROOT, environment
@@ -38,3 +41,22 @@ def test_a_run_that_hangs_is_ended(records, tmp_path):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
     assert alive.read_text() == "25\n"
     assert alive.stat().st_mtime > 0
+
+
+def test_a_process_that_is_frozen_while_it_starts_is_ended_by_its_supervisor(tmp_path):
+    """It says after how long before it imports what takes seconds."""
+    alive = tmp_path / "alive"
+    alive.touch()
+    started = subprocess.Popen(
+        [sys.executable, "-m", "colajax.train", "--help"], cwd=ROOT, env=environment(1, COLAJAX_ALIVE=str(alive)),
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not alive.read_text() and started.poll() is None:
+            time.sleep(0.001)
+        os.kill(started.pid, signal.SIGSTOP)
+        assert "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
+        assert alive.read_text() == "600\n"
+    finally:
+        started.kill()
+        started.wait()

@@ -49,7 +49,7 @@ def small_disk(subject: Subject, rng: random.Random, name: Path) -> Given:
 def two_processes(subject: Subject, rng: random.Random, name: Path) -> Given:
     """Of which the one that is left over ends soon, where it waits for the other."""
     two = subject._replace(processes=2)
-    return Given(two.with_(hang_seconds=90), two, "two processes, ")
+    return Given(two.with_(hang_seconds=150), two, "two processes, ")
 
 
 def in_a_bucket(subject: Subject, rng: random.Random, name: Path) -> Given:

@@ -24,7 +24,7 @@ from colajax.train.stored import open_arrays
 
 LATE = "late"  # the fault came when the training was over: it is tried again
 SAME = "same"
-PATIENCE = 120.0  # seconds beyond five times those of the reference, after which a trial is called a hang
+PATIENCE = 900.0  # seconds beyond five times those of the reference, after which a trial is called a hang
 
 
 class Reference(NamedTuple):

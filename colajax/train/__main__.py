@@ -9,9 +9,11 @@ is away, processes that do not come), and 130 or 143 when stopped by a signal, a
 import sys
 
 from colajax.command_line import BEGAN, Parser, begin
+from colajax.train.watchdog import start_watched
 
 if __name__ == "__main__":
     begin()
+    start_watched()
 
 from colajax.errors import run_main
 from colajax.parallel.agreement import share_errors

@@ -7,6 +7,22 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+STARTING = 600  # seconds; in them a process has imported what it needs, and waited five minutes for the others
+
+
+def start_watched() -> None:
+    """Has the supervisor kill a process that is frozen while it starts."""
+    _tell_supervisor(STARTING)
+
+
+def _tell_supervisor(seconds: int) -> str:
+    """After how many seconds without a move the process hangs; returns the file of its supervisor, "" without one."""
+    alive = os.environ.get("COLAJAX_ALIVE", "")
+    if os.path.exists(alive):  # not where a process of another machine has the supervisor
+        with contextlib.suppress(OSError), open(alive, "w") as file:
+            file.write(f"{seconds}\n")
+    return alive
+
 
 @contextlib.contextmanager
 def ended_if_it_hangs(seconds: int) -> Iterator[Callable[[], None]]:
@@ -15,7 +31,7 @@ def ended_if_it_hangs(seconds: int) -> Iterator[Callable[[], None]]:
     supervisor starts it again. It does so from C: what hangs may hold every lock. 0: never.
 
     launch/supervise.sh looks at a file as well, for a process that cannot even do that."""
-    alive = os.environ.get("COLAJAX_ALIVE", "")
+    alive = _tell_supervisor(seconds)
 
     def moved() -> None:
         if seconds > 0:
@@ -23,9 +39,6 @@ def ended_if_it_hangs(seconds: int) -> Iterator[Callable[[], None]]:
         with contextlib.suppress(OSError):
             os.utime(alive)
 
-    if os.path.exists(alive):  # not where a process of another machine has the supervisor
-        with contextlib.suppress(OSError), open(alive, "w") as file:
-            file.write(f"{seconds}\n")
     moved()
     try:
         yield moved
