@@ -23,7 +23,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.stage = "vae"
     config.seed = 66
     config.data_seed = 6198
-    config.records = ""  # folder made by tools/prepare_data.py
+    # A folder made by tools/prepare_data.py, or shares of several from a step on: "((0, {DIR: .7, DIR: .3}), ...)".
+    config.records = ""
 
     config.batch_size = 1408  # rows, global
     config.sequence_length = 512  # tokens
@@ -47,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.spike_sigmas = 0.0
     config.skips_in_a_row = 10
     config.damaged_rows = "stop"  # or "skip": the next row that is whole in place of one that is damaged
+    config.max_epochs = 4.0  # of the same rows, of which more are said at the start; 0: any number
     # What is said, or done, of an evaluation: (figure, below/above/stalled, bound, warn/keep/stop).
     config.alerts = ()
     config.hang_seconds = 1800  # without an update, an evaluation or a save, after which the run ends; 0: never

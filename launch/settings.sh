@@ -12,7 +12,7 @@ declare -A setting=(
     # ---- the run ----
     [config]=configs/cola_joint.py # FILE[:VARIANT], in the repository
     [workdir]=''                   # of the run; gs:// on TPUs, whose workers share no disk
-    [records]=''                   # made by tools/prepare_data.py; gs:// on TPUs
+    [records]=''                   # made by tools/prepare_data.py; gs:// on TPUs; or a mixture (configs/README.md)
     [init_from]=''                 # workdir of the stage 1 run, for stage 2
     [name]=colajax                 # of the job, and of what is created for it
     [python]=.venv/bin/python      # of this machine, with colajax: bash launch/environment.sh makes it
@@ -109,7 +109,7 @@ local_path() {
     local path
     path="$(at_home "$1")"
     case "$path" in
-        '' | /* | *://*) ;;
+        '' | /* | *://* | '('*) ;; # a mixture of records, with the paths that it has
         *) [ -z "$relative_to_caller" ] || [ "$PWD" -ef "$repository" ] || path="$PWD/$path" ;;
     esac
     echo "$path"
@@ -136,7 +136,7 @@ need_bucket() {
     local key
     for key in workdir records init_from; do
         case "${setting[$key]}" in
-            gs://?* | '') ;;
+            gs://?* | '' | '('*gs://*) ;;
             *) fail "$key is '${setting[$key]}': expected gs://BUCKET/..., for the workers share no disk" ;;
         esac
     done

@@ -181,6 +181,13 @@ def test_paths_at_home_in_a_bucket_and_absolute(desk):
     assert {"--config.records=/r", "--config.init_from=gs://b/v"} <= set(training)
 
 
+@pytest.mark.parametrize("script", ["local.sh", "slurm.sbatch"])
+def test_a_mixture_of_records_comes_as_it_is(desk, script):
+    mixture = '((0, {"gs://b/web": 0.7, "/books": 0.3}),)'
+    training = commands_of(desk, script, "workdir=mine", f"records={mixture}", "processes=1", "tasks_per_node=1")[-1]
+    assert f"--config.records={mixture}" in training
+
+
 def test_a_settings_file_of_another_system_reads_the_same(desk):
     lines = ["# a run", "workdir=~/x y", "", "records=/r", "processes=1", "--config.seed=3"]
     (desk / "plain.txt").write_text("\n".join(lines))

@@ -93,7 +93,7 @@ def test_sequential_rows_are_those_on_disk_whatever_the_seed(folder):
 def test_a_process_reads_its_rows_of_a_batch_and_no_others(folder, step, rows):
     whole, loader = _loader(folder), _loader(folder)
     read, source = [], loader.records
-    loader._order = grain.MapDataset.range(10**9).map(lambda index: read.append(index) or whole._order[index])
+    loader._orders = [grain.MapDataset.range(10**9).map(lambda index: read.append(index) or whole._orders[0][index])]
     np.testing.assert_array_equal(loader.batch(step, rows), whole.batch(step)[rows])
     assert sorted(read) == sorted(step * 5 + row for row in rows)
     assert len(source) == loader.rows

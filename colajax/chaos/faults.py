@@ -30,8 +30,8 @@ def frozen(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
 
 
 def terminated(trainer: Trainer, rng: random.Random, seconds: float) -> str | None:
-    """SIGTERM to any process at any moment, while it starts and compiles too, or restores (in half of the cases it comes
-    after a SIGKILL); started again after status 143."""
+    """SIGTERM to any process at any moment, while it starts and compiles too, or restores (it comes after a SIGKILL in
+    half of the cases); started again after status 143."""
     killed_before = ""
     if rng.random() < 0.5:
         if not (killed_before := killed(trainer, rng, seconds)):

@@ -1,51 +1,81 @@
 """Records to batches. A batch is a function of (seed, step) alone: there is no state to save and none to lose."""
 
+import bisect
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import grain
 import numpy as np
 from etils import epath
 
-from colajax.data.records import Records
+from colajax.data.mixture import Interleaving, Sources, identity_of, names_of, schedule_of
 from colajax.errors import UserError
 
 
 class Loader:
-    """Shuffled batches of one split of a records folder, without end.
+    """Shuffled batches of one split of a records folder, or of a mixture of several, without end.
 
-    Row k of the run is row k mod `rows` of epoch k div `rows`. An epoch is a permutation of all rows, another one each
-    time, so each row comes once in it. Batch `step` is rows step * batch_size onwards, and may span two epochs.
+    Of a folder, row k of the run is row k mod `rows` of epoch k div `rows`. An epoch is a permutation of all rows,
+    another one each time, so each row comes once in it. Batch `step` is rows step * batch_size onwards, and may span
+    two epochs. In a mixture the rows of a batch are of its sources in turn, by their weights; each source has its own
+    epochs, and where weights change it goes on where it was.
     """
 
     def __init__(
-        self, records_dir: epath.PathLike, split: str, batch_size: int, sequence_length: int, seed: int,
+        self, records: epath.PathLike, split: str, batch_size: int, sequence_length: int, seed: int,
         damaged: str = "stop",
     ):  # fmt: skip
         """Opens and checks the records (see `Records.open`).
 
         Args:
+            records: a folder, or a schedule of weights (see `mixture`).
             sequence_length: of the model; UserError if the records have another.
             seed: of the order, 0 to 2**32 - 1.
             damaged: see `Records.open`.
         """
-        self.records = Records.open(records_dir, split, damaged)
+        schedule = schedule_of(records)
+        folders = list(dict.fromkeys(folder for entry in schedule for folder in entry.weights))
+        self.records = Sources(folders, split, damaged)
         if (found := self.records.metadata["sequence_length"]) != sequence_length:
             raise UserError(
-                f"{records_dir}: rows of {found} tokens, but the config's sequence_length is {sequence_length}; "
+                f"{folders[0]}: rows of {found} tokens, but the config's sequence_length is {sequence_length}; "
                 f"change the config or prepare the records again"
             )
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: expected at least 1")
         if not 0 <= seed < 2**32:
             raise UserError(f"data seed {seed}: expected 0 to {2**32 - 1}")
-        self._batch_size = batch_size
-        self._order = grain.MapDataset.range(self.rows).shuffle(seed=seed).repeat()
+        self._batch_size, self._names = batch_size, names_of(folders)
+        self.identity = identity_of(schedule, dict(zip(folders, self.records.digests, strict=True)))
+        self._orders = [grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat() for rows in self.records.rows]
+        # Of each entry: the row of the run with which it begins, its interleaving, and what each source has had before.
+        self._starts = [entry.step * batch_size for entry in schedule]
+        self._entries = [Interleaving([entry.weights.get(folder, 0) for folder in folders]) for entry in schedule]
+        self._had = [np.zeros(len(folders), np.int64)]
+        for number, (start, later) in enumerate(pairwise(self._starts)):
+            self._had.append(self._had[number] + self._entries[number].counts(later - start))
 
     @property
     def rows(self) -> int:
         """The number of rows in the split: of an epoch."""
         return len(self.records)
+
+    @property
+    def sources(self) -> dict[str, range]:
+        """The rows of each source, by its name."""
+        return dict(zip(self._names, self.records.rows, strict=True))
+
+    def shares(self, step: int) -> dict[str, float]:
+        """Of each source, by its name, in the batches from `step` on."""
+        counts = self._entries[self._entry_of(step * self._batch_size)].weights
+        return {name: float(weight / counts.sum()) for name, weight in zip(self._names, counts, strict=True)}
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each source, by its name, has been gone through in the batches before `step`."""
+        entry = self._entry_of(row := step * self._batch_size)
+        had = self._had[entry] + self._entries[entry].counts(row - self._starts[entry])
+        return {name: float(count / len(rows)) for (name, rows), count in zip(self.sources.items(), had, strict=True)}
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> np.ndarray:
         """The batch for the update from `step` to step + 1, or these rows of it and no others read: int32
@@ -55,7 +85,15 @@ class Loader:
     def rows_of(self, step: int, rows: Sequence[int] | None = None) -> list[int]:
         """Which rows of the split these are."""
         rows = range(self._batch_size) if rows is None else rows
-        return [int(self._order[step * self._batch_size + int(row)]) for row in rows]
+        return [self._row(step * self._batch_size + int(row)) for row in rows]
+
+    def _row(self, row: int) -> int:
+        entry = self._entry_of(row)
+        source, had = self._entries[entry].at(row - self._starts[entry])
+        return self.records.rows[source].start + int(self._orders[source][int(self._had[entry][source]) + had])
+
+    def _entry_of(self, row: int) -> int:
+        return bisect.bisect_right(self._starts, row) - 1
 
     def iterate(
         self, start_step: int, rows: Sequence[int] | None = None,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from colajax.data.mixture import schedule_of
 from colajax.files import read_json
 from colajax.train.metrics import read_lines
 
@@ -162,6 +163,7 @@ def _metrics(workdir, step: int) -> tuple[dict, dict]:
 
 def _sources(config: dict) -> list[str]:
     """Names of the files that the records were made from, where the records can still be read."""
-    path = epath.Path(config["records"] or ".") / "metadata.json"
-    sources = read_json(path, "source")["source"] if path.exists() else []
+    folders = [folder for entry in schedule_of(config["records"] or ".") for folder in entry.weights]
+    paths = [epath.Path(folder) / "metadata.json" for folder in dict.fromkeys(folders)]
+    sources = [source for path in paths if path.exists() for source in read_json(path, "source")["source"]]
     return [pathlib.PurePath(source["file"]).name for source in sources]

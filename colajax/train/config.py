@@ -21,6 +21,7 @@ import ml_collections
 from etils import epath
 from ml_collections import config_dict
 
+from colajax.data.mixture import used
 from colajax.errors import UserError
 from colajax.files import write_whole
 from colajax.parallel.mesh import AXES
@@ -30,7 +31,7 @@ from colajax.train.kept import NULLABLE, defaults_of, nullable_of, read_kept
 OPERATIONAL = (
     "records", "init_from", "init_step", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_every",
     "budgets", "remat", "accumulation_steps", "gradient_reduction", "compute_params", "spike_sigmas",
-    "skips_in_a_row", "hang_seconds", "damaged_rows", "alerts",
+    "skips_in_a_row", "hang_seconds", "damaged_rows", "max_epochs", "alerts",
     *(f"mesh.{axis}" for axis in AXES),
 )  # fmt: skip
 _ABSENT = object()
@@ -159,16 +160,19 @@ def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict) -> dict | None:
-    """The config.json that is in workdir, None where there is none. Raises UserError unless its run may go on with this
-    configuration and these facts (digests of what it reads; one that the run has not met yet, as after an import, is
-    free)."""
+def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict, step: int = 0) -> dict | None:
+    """The config.json that is in workdir, None where there is none. Raises UserError unless its run may go on from
+    `step` with this configuration and these facts (digests of what it reads; one that the run has not met yet, as after
+    an import, or records from a later step on, are free)."""
     path = workdir / "config.json"
     if not path.exists():
         return None
     kept = read_kept(path)
     known = kept | {"facts": facts | kept["facts"]}
     now = _as_kept(config, {**kept["facts"], **facts})
+    for of in (known["facts"], now["facts"]):
+        if "records" in of:
+            of["records"] = used(of["records"], step)
     defaults = defaults_of(now)
     found, wanted = flatten(known), flatten(now)
     changed_keys = [
@@ -198,10 +202,12 @@ def config_digest(config: ml_collections.ConfigDict) -> str:
 
 
 def keep_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict) -> None:
-    """Writes workdir/config.json: the configuration, and the facts that are not there yet."""
+    """Writes workdir/config.json: the configuration, and the facts that are not there yet; of the records also those of
+    later steps."""
     path = workdir / "config.json"
     kept = read_kept(path)["facts"] if path.exists() else {}
-    content = json.dumps(_as_kept(config, facts | kept), indent=2) + "\n"
+    later = {name: facts[name] for name in ("records",) if name in facts}
+    content = json.dumps(_as_kept(config, facts | kept | later), indent=2) + "\n"
     if not path.exists() or path.read_text() != content:
         workdir.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)

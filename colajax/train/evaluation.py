@@ -35,10 +35,13 @@ def choose_rows(count: int, wanted: int, batch_size: int, seed: int) -> np.ndarr
     return np.pad(rows, (0, -len(rows) % size), constant_values=NO_ROW).reshape(-1, size)
 
 
-def held_out_batches(held_out: Loader, mesh: Mesh, *, wanted: int, batch_size: int, pad_id: int, seed: int) -> list:
-    """The rows of `choose_rows` as [(tokens (B, T) over the mesh, rows (B,)), ...]."""
+def held_out_batches(
+    held_out: Loader, mesh: Mesh, source: range, *, wanted: int, batch_size: int, pad_id: int, seed: int
+) -> list:
+    """The rows of `choose_rows`, of those of one source, as [(tokens (B, T) over the mesh, rows (B,)), ...]."""
     batches = []
-    for rows in choose_rows(held_out.rows, wanted, batch_size, seed):
+    for chosen in choose_rows(len(source), wanted, batch_size, seed):
+        rows = np.where(chosen == NO_ROW, NO_ROW, source.start + chosen)
         here = rows[local_rows(mesh, len(rows))]
         tokens = np.where((here == NO_ROW)[:, None], pad_id, held_out.sequential(np.maximum(here, 0)))
         batches.append((global_batch(mesh, tokens.astype(np.int32), len(rows)), rows.astype(np.uint32)))
@@ -46,8 +49,8 @@ def held_out_batches(held_out: Loader, mesh: Mesh, *, wanted: int, batch_size: i
 
 
 def make_evaluation(stage, mesh: Mesh):
-    """Returns evaluate(state, batches): the means of the terms over `held_out_batches`, with noise that depends on the
-    row alone; numpy."""
+    """Returns evaluate(state, batches): the means of the terms over `held_out_batches` of one source, with noise that
+    depends on the row alone; numpy."""
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums_and_counts(params, frozen, tokens, rows):

@@ -36,16 +36,19 @@ def _train(run: Run, config, clock: Clock, moved: Callable[[], None]) -> int:
     """moved: to be called whenever the run has."""
     stage, mesh = run.stage, run.mesh
     evaluate = make_evaluation(stage, mesh)
-    eval_batches = held_out_batches(
-        run.held_out, mesh, wanted=config.eval_rows, batch_size=config.batch_size, pad_id=stage.pad_id,
-        seed=config.data_seed,
-    )  # fmt: skip
+    eval_batches = {
+        name: held_out_batches(
+            run.held_out, mesh, source, wanted=config.eval_rows, batch_size=config.batch_size, pad_id=stage.pad_id,
+            seed=config.data_seed,
+        )
+        for name, source in run.held_out.sources.items()
+    }  # fmt: skip
     reporter, updates = Reporter(run, config, clock), Updates(config, stage, run.optimizer, run.like, run.loader)
     updates.begin_at(run.start, run.state, share_errors(lambda: facts_of(run.workdir, run.start)) if run.start else {})
 
     def evaluated(step: int) -> Alarm:
         with reporter.evaluating(step) as found:
-            found(evaluate(updates.state, eval_batches))
+            found({name: evaluate(updates.state, batches) for name, batches in eval_batches.items()})
         moved()
         return reporter.alarm()
 

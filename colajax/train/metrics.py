@@ -111,7 +111,7 @@ class MetricsWriter:
         return [line for line in self._lines if line.get("kind") == "eval"]
 
     def board_only(self, kind: str, step: int, scalars: dict[str, float]) -> None:
-        """kind: "speed" or "seconds"."""
+        """kind: "speed", "seconds" or "epochs"."""
         self._board.add(step, {f"{kind}/{name}": value for name, value in scalars.items()})
 
     def flush(self) -> None:

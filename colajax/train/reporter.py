@@ -82,6 +82,7 @@ class Reporter:
         if self._writer:
             self._writer.write(step, "train", scalars)
             self._writer.board_only("speed", step, rates)
+            self._writer.board_only("epochs", step, self._run.loader.epochs(step))
             self._note("train", step, rates)
             tell(progress_line(step, self._total, scalars, rates))
 
@@ -114,13 +115,20 @@ class Reporter:
 
     @contextlib.contextmanager
     def evaluating(self, step: int) -> Iterator[Callable[[dict], None]]:
-        """While this is open the run is evaluated; yields what takes the means of the evaluation."""
-        began, found = time.perf_counter(), {}
+        """While this is open the run is evaluated; yields what takes the means of each source, by its name. Those of a
+        mixture are by the shares of the next batch."""
+        began, of_source = time.perf_counter(), {}
         with self._clock.spending("evaluation"):
-            yield found.update
+            yield of_source.update
+        shares = self._run.loader.shares(step)
+        found = {name: sum(shares[source] * means[name] for source, means in of_source.items())
+                 for name in next(iter(of_source.values()))}  # fmt: skip
         if not math.isfinite(loss := float(found["loss"])):
             self.refuse(f"the loss of the evaluation is {loss} at step {step}")
         scalars = self._stage.summarise(found)
+        if len(of_source) > 1:
+            for source, means in of_source.items():
+                scalars |= {f"{name}_{source}": value for name, value in self._stage.summarise(means).items()}
         seconds = time.perf_counter() - began
         self._speed.pause(seconds)
         if self._writer:

@@ -8,9 +8,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from colajax.data.loader import Loader
-from colajax.data.records import DAMAGED, digest
+from colajax.data.records import DAMAGED
 from colajax.data.tokenizer import Tokenizer
-from colajax.errors import UserError, tell
+from colajax.errors import UserError, tell, warn
 from colajax.files import write_whole
 from colajax.keys import check_seed
 from colajax.parallel.agreement import check_agreement, from_first, share_errors
@@ -101,6 +101,7 @@ def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock, ends
     else:
         state = fresh_state(stage, parts.optimizer, like, seed=config.seed, loaded=loaded)
     share_errors(lambda: _keep(workdir, config, facts, parts.tokenizer) if is_first() else None)
+    _say_epochs(config, parts.loader)
     return Run(
         workdir, mesh, parts.loader, parts.held_out, stage, parts.optimizer, like, state, parts.start or 0,
         parts.budgets, parts.owed, checkpoints, lease, program,
@@ -111,8 +112,6 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     """What needs no other process."""
     _check_ranges(config)
     alerts_of(config.alerts)
-    if not config.records:
-        raise UserError("config.records: expected a folder made by tools/prepare_data.py; pass --config.records=DIR")
     loader, held_out = loader_of(config, "train"), loader_of(config, "validation")
     metadata, tokenizer = loader.records.metadata, loader.records.tokenizer()
     stage = make_stage(config, metadata["tokenizer"]["pad_id"])
@@ -127,8 +126,8 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     if workdir.is_file():
         raise UserError(f"{workdir}: a file; expected a folder, which may not be there yet")
     start = latest_step(workdir)
-    facts = {"tokenizer": tokenizer.digest, "records": digest(metadata)}
-    kept = check_config(workdir, config, facts)
+    facts = {"tokenizer": tokenizer.digest, "records": loader.identity}
+    kept = check_config(workdir, config, facts, start or 0)
     if (start or 0) > config.total_steps:
         raise UserError(f"config.total_steps is {config.total_steps}: the run in {workdir} is at step {start} already")
     budgets = budget_steps(config, stage)
@@ -137,6 +136,12 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     owed = start in budgets and not any(line["step"] == start and line["kind"] == "eval" for line in lines)
     init_step = _init_step(stage, tokenizer.digest, kept) if start is None else None
     return _Parts(loader, held_out, tokenizer, stage, optimizer, like, start, budgets, owed, init_step, facts)
+
+
+def _say_epochs(config, loader: Loader) -> None:
+    for name, epochs in loader.epochs(config.total_steps).items():
+        if 0 < config.max_epochs < epochs and is_first():
+            warn(f"{config.total_steps:,} steps go through {name} {epochs:.3g} times: more than config.max_epochs")
 
 
 def loader_of(config, split: str) -> Loader:
@@ -155,6 +160,8 @@ def _check_ranges(config) -> None:
         raise UserError(f"config.damaged_rows is {config.damaged_rows!r}: expected {' or '.join(DAMAGED)}")
     if config.spike_sigmas < 0:
         raise UserError(f"config.spike_sigmas is {config.spike_sigmas}: expected 0 (no bound) or more, such as 6")
+    if config.max_epochs < 0:
+        raise UserError(f"config.max_epochs is {config.max_epochs}: expected 0 (any number) or more, such as 4")
     if config.hang_seconds < 0:
         raise UserError(f"config.hang_seconds is {config.hang_seconds}: expected 0 (never) or more")
     for key in ("seed", "data_seed"):
