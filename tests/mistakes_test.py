@@ -111,7 +111,7 @@ def test_a_signal_ends_a_command_in_one_line_with_nothing_left_behind(program, n
 def test_a_training_interrupted_before_its_loop(moment, records, tmp_path):
     """While Python imports a library, and when the run has its folder and compiles."""
     given = ("--config", spec("vae"), "--workdir", str(tmp_path / "run"), f"--config.records={records}")
-    process = start("-m", "colajax.train", *given, "--config.sequence_length=32")
+    process = start("-m", "colajax.train", *given, "--config.sequence_length=32", "--config.max_epochs=0")
     loaded = Path(f"/proc/{process.pid}/maps")
     while moment not in loaded.read_text() and not (tmp_path / "run" / "config.json").exists():
         assert process.poll() is None, process.communicate()

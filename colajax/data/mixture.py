@@ -105,7 +105,7 @@ class Sources:
     def __init__(self, folders: Sequence[epath.PathLike], split: str, damaged: str):
         """Raises UserError as `Records.open`, and where folders have other tokenizers or lengths."""
         self._of = [Records.open(folder, split, damaged) for folder in folders]
-        self.metadata = self._of[0].metadata
+        self.split, self.metadata = split, self._of[0].metadata
         for folder, records in zip(folders, self._of, strict=True):
             for what, found, expected in (
                 ("rows of another length", records.metadata["sequence_length"], self.metadata["sequence_length"]),
