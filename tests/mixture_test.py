@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from refusals import error_of, error_of_training
 
 from colajax.data.loader import Loader
-from colajax.data.mixture import Interleaving, schedule_of, used
+from colajax.data.mixture import Interleaving, met, schedule_of
 from colajax.data.prepare import prepare
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.stages.vae import VAEStage
@@ -176,8 +176,10 @@ def test_a_run_goes_on_with_the_mixture_that_it_has_had(two, tmp_path, capsys):
     overrides = ("total_steps=8", "optimizer.decay_steps=12", "max_epochs=0")
     assert train(config_of(schedule(two, first), *overrides), VAEStage, tmp_path / "run") == 0
     assert "steps go through" not in capsys.readouterr().err
-    for wrong in (schedule(two, (0, {"a": 0.5, "b": 0.5}), later), str(two["a"]), schedule(two, first, (7, later[1]))):
-        message = error_of_training(config_of(wrong, "optimizer.decay_steps=12"), tmp_path / "run")
+    swapped = (0, {"b": 0.25, "a": 0.75})  # has other rows, where two sources are due
+    for wrong in (((0, {"a": 0.5, "b": 0.5}), later), (swapped, later), ((0, {"a": 1}),), (first, (7, later[1]))):
+        config = config_of(schedule(two, *wrong), "optimizer.decay_steps=12")
+        message = error_of_training(config, tmp_path / "run")
         assert "facts.records was" in message
     config = config_of(schedule(two, first, later), "optimizer.decay_steps=12")
     assert train(config, VAEStage, tmp_path / "run") == 0
@@ -186,7 +188,8 @@ def test_a_run_goes_on_with_the_mixture_that_it_has_had(two, tmp_path, capsys):
     assert lines[0] == lines[1]
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["facts"]["records"]
     assert [step for step, _ in kept] == [0, 8]
-    assert used(kept, 8) == kept[:1]
+    assert met(kept, 8) == kept[:1]
+    assert [weight for _, weight in kept[1][1]] == [1, 3]
 
 
 def test_an_evaluation_is_of_each_source_and_of_the_mixture(two, tmp_path):

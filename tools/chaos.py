@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="a new one, or of trials that are gone on with")
     parser.add_argument("--faults", metavar="NAME,...", help="all that can be done to it by default")
     parser.add_argument("--times", type=int, default=1, metavar="N", help="of each fault")
-    parser.add_argument("--full", action="store_true", help="each as often as in tools/README.md")
+    parser.add_argument("--full", action="store_true", help="each as often as the table there has it")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial of each; the next has the next")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials that run at once")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that train together")

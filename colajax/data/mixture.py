@@ -55,9 +55,8 @@ def schedule_of(records: epath.PathLike) -> tuple[Entry, ...]:
 def _whole_weights(step: int, weights: dict[str, float]) -> dict[str, int]:
     """The smallest whole numbers with the same ratios."""
     numbers = weights.values()
-    if not all(type(weight) in (int, float) and math.isfinite(weight) and weight >= 0 for weight in numbers) or not any(
-        numbers
-    ):
+    sound = all(type(weight) in (int, float) and math.isfinite(weight) and weight >= 0 for weight in numbers)
+    if not sound or not any(numbers):
         raise UserError(f"config.records: the weights of step {step} are {weights}: expected numbers from 0, not all 0")
     exact = [Fraction(str(weight)) for weight in numbers]  # what is written, not its nearest binary number
     scale = math.lcm(*(weight.denominator for weight in exact))
@@ -143,17 +142,19 @@ def names_of(folders: Sequence[str]) -> list[str]:
 
 
 def identity_of(schedule: Sequence[Entry], digests: dict[str, str]) -> str | list:
-    """What decides the rows of a run, as JSON has it: one folder's digest, or [[step, {digest: weight}], ...]."""
-    entries = [[step, {digests[folder]: weight for folder, weight in weights.items()}] for step, weights in schedule]
-    return _shortest(entries)
+    """What decides a run's rows, as JSON has it: one folder's digest, or [[step, [[digest, weight], ...]], ...]."""
+    return _shortest(
+        [[step, [[digests[folder], weight] for folder, weight in weights.items()]] for step, weights in schedule]
+    )
 
 
 def _shortest(entries: list) -> str | list:
-    return next(iter(entries[0][1])) if len(entries) == len(entries[0][1]) == 1 else entries
+    (_, sources), *others = entries
+    return sources[0][0] if len(sources) == 1 and not others else entries
 
 
-def used(identity: str | list, step: int) -> str | list:
-    """The part of an identity that a run has met that is at `step`."""
+def met(identity: str | list, batches: int) -> str | list:
+    """The part of an identity that so many batches were made by; of none, its beginning."""
     if isinstance(identity, str):
         return identity
-    return _shortest([entry for entry in identity if entry[0] < max(step, 1)])
+    return _shortest([entry for entry in identity if entry[0] < max(batches, 1)])

@@ -21,7 +21,7 @@ import ml_collections
 from etils import epath
 from ml_collections import config_dict
 
-from colajax.data.mixture import used
+from colajax.data.mixture import met
 from colajax.errors import UserError
 from colajax.files import write_whole
 from colajax.parallel.mesh import AXES
@@ -160,10 +160,10 @@ def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict, step: int = 0) -> dict | None:
-    """The config.json that is in workdir, None where there is none. Raises UserError unless its run may go on from
-    `step` with this configuration and these facts (digests of what it reads; one that the run has not met yet, as after
-    an import, or records from a later step on, are free)."""
+def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: dict, batches: int = 0) -> dict | None:
+    """The config.json that is in workdir, None where there is none. Raises UserError unless its run, that has had
+    so many batches, may go on with this configuration and these facts (digests of what it reads; one that the run has
+    not met yet, as after an import, or records of later batches, are free)."""
     path = workdir / "config.json"
     if not path.exists():
         return None
@@ -172,7 +172,7 @@ def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: 
     now = _as_kept(config, {**kept["facts"], **facts})
     for of in (known["facts"], now["facts"]):
         if "records" in of:
-            of["records"] = used(of["records"], step)
+            of["records"] = met(of["records"], batches)
     defaults = defaults_of(now)
     found, wanted = flatten(known), flatten(now)
     changed_keys = [

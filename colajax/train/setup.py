@@ -127,7 +127,8 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
         raise UserError(f"{workdir}: a file; expected a folder, which may not be there yet")
     start = latest_step(workdir)
     facts = {"tokenizer": tokenizer.digest, "records": loader.identity}
-    kept = check_config(workdir, config, facts, start or 0)
+    batches = start + facts_of(workdir, start).get("skipped", 0) if start else 0
+    kept = check_config(workdir, config, facts, batches)
     if (start or 0) > config.total_steps:
         raise UserError(f"config.total_steps is {config.total_steps}: the run in {workdir} is at step {start} already")
     budgets = budget_steps(config, stage)
