@@ -1,10 +1,14 @@
 """Reading documents: every kind of file, and what is said of a bad one."""
 
+import bz2
+import contextlib
 import gzip
 import json
+import lzma
 import os
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -19,6 +23,12 @@ def _write_parquet(path, columns):
     pyarrow.parquet.write_table(pa.table(columns), path, row_group_size=2)
 
 
+def _write_arrow(path, texts, make):
+    table = pa.table({"id": range(len(texts)), "text": texts})
+    with make(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
 def _write_all_kinds(folder):
     (folder / "c").mkdir()
     (folder / "a.jsonl").write_bytes(LINES.replace(b"\n", b"\n \n"))  # empty lines count as lines
@@ -27,15 +37,22 @@ def _write_all_kinds(folder):
     _write_parquet(folder / "e.parquet", {"id": [1, 2, 3, 4], "text": [*TEXTS, " "]})
     (folder / "f.txt").write_bytes(b"\xef\xbb\xbf" + TEXTS[0].encode())
     (folder / "g.txt").write_text(" \n")
+    (folder / "h.jsonl.bz2").write_bytes(bz2.compress(LINES) + bz2.compress(LINES))
+    (folder / "i.json.xz").write_bytes(lzma.compress(LINES) + lzma.compress(LINES))
+    _write_arrow(folder / "j.arrow", TEXTS, pyarrow.ipc.new_stream)
+    _write_arrow(folder / "k.arrow", TEXTS, pyarrow.ipc.new_file)
+    _write_arrow(folder / "cache-0123.arrow", TEXTS, pyarrow.ipc.new_stream)  # of the datasets library
     (folder / "readme.md").write_text("not read")
 
 
 def test_a_folder_gives_every_document_of_every_kind_in_order(tmp_path):
     _write_all_kinds(tmp_path)
     documents = list(read_documents([tmp_path]))
-    assert [document.text for document in documents] == TEXTS + TEXTS * 2 + TEXTS + TEXTS + TEXTS[:1]
+    assert [document.text for document in documents] == TEXTS * 5 + TEXTS[:1] + TEXTS * 6
     names = ["a.jsonl:1", "a.jsonl:3", "a.jsonl:5", *(f"b.jsonl.gz:{i}" for i in range(1, 7))]
     names += [f"c/d.jsonl.zst:{i}" for i in (1, 2, 3)] + [f"e.parquet:{i}" for i in (1, 2, 3)] + ["f.txt"]
+    names += [f"{name}:{i}" for name in ("h.jsonl.bz2", "i.json.xz") for i in range(1, 7)]
+    names += [f"{name}:{i}" for name in ("j.arrow", "k.arrow") for i in (1, 2, 3)]
     assert [document.origin for document in documents] == [f"{tmp_path}/{name}" for name in names]
 
 
@@ -102,6 +119,37 @@ def test_paths_are_read_in_the_order_given_and_another_field_can_be_named(tmp_pa
     assert [document.text for document in read_documents(paths, "body")] == ["B", "A"]
 
 
+def test_a_field_may_lie_in_another(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": {"b": {"c": "line"}}}\n{"a.b.c": "its own name", "a": {}}\n')
+    _write_parquet(tmp_path / "b.parquet", {"a": [{"b": {"c": "row", "d": 1}}], "c": ["other"]})
+    table = pa.table({"a": [{"b": {"c": "cell"}}]})
+    with pyarrow.ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    found = [document.text for document in read_documents([tmp_path], "a.b.c")]
+    assert found == ["line", "its own name", "row", "cell"]
+    for name, line in (("a.jsonl:1", "it has a;"), ("b.parquet", "a.b.x"), ("c.arrow:1", "it has a;")):
+        with pytest.raises(UserError) as caught:
+            list(read_documents([tmp_path / name.partition(":")[0]], "a.b.x"))
+        assert str(caught.value).startswith(f"{tmp_path}/{name}")
+        assert line in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+def test_an_arrow_file_that_is_damaged_is_read_or_refused(tmp_path, make):
+    """A bit of a text is another text; offsets and sizes that do not fit are no crash."""
+    _write_arrow(tmp_path / "a.arrow", TEXTS[:2] * 3, make)
+    whole, refused = (tmp_path / "a.arrow").read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "a.arrow").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            refused += 1
+            list(read_documents([tmp_path]))
+            refused -= 1
+    assert refused > 10
+
+
 # A zstd frame with a window of 2 GiB (zstd --long=31): one raw block of 14 bytes.
 LONG_WINDOW = bytes.fromhex("28b52ffd 00 a8") + (14 << 3 | 1).to_bytes(3, "little") + b'{"text": "a"}\n'
 DEEP = b'{"text": "x", "meta": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
@@ -121,6 +169,10 @@ BAD = {
     "latin.jsonl": (b'{"text": "\xf6"}\n', "latin.jsonl:1: not UTF-8: byte 10 of the line"),
     "cut.jsonl.gz": (gzip.compress(LINES * 100)[:-20], "cut.jsonl.gz: cannot be read"),
     "cut.jsonl.zst": (pa.compress(LINES * 100, "zstd", asbytes=True)[:-3], "cut.jsonl.zst: cannot be read"),
+    "cut.jsonl.bz2": (bz2.compress(LINES * 100)[:-20], "cut.jsonl.bz2: cannot be read"),
+    "cut.jsonl.xz": (lzma.compress(LINES * 100)[:-20], "cut.jsonl.xz: cannot be read"),
+    "plain.txt.xz": (b"text", "plain.txt.xz: cannot be read"),
+    "text.arrow": (b"not arrow", "text.arrow: cannot be read"),
     "long.jsonl.zst": (LONG_WINDOW, "long.jsonl.zst: cannot be read"),
     "deep.jsonl": (b'{"text": "a"}\n' + DEEP, "deep.jsonl:2: nested too deeply"),
     "plain.jsonl.gz": (LINES, "plain.jsonl.gz: cannot be read"),
@@ -163,5 +215,5 @@ def test_missing_paths_are_found_before_anything_is_read(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="missing: no such file or folder"):
         next(read_documents([tmp_path / "a.txt", tmp_path / "missing"]))
-    with pytest.raises(UserError, match=r"folder: this folder holds no \.txt"):
+    with pytest.raises(UserError, match=r"folder: this folder holds no file that is read: \.txt"):
         next(read_documents([tmp_path / "a.txt", tmp_path / "folder"]))

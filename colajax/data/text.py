@@ -1,23 +1,29 @@
-"""Reading documents from text, JSON-lines and parquet files, compressed or not, or folders of them."""
+"""Reading documents from text, JSON-lines, parquet and Arrow files, compressed or not, or folders of them."""
 
 import io
 import json
+import lzma
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 from etils import epath
 
 from colajax.errors import UserError
 from colajax.files import files_under, in_bucket
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}  # as Arrow calls them; xz it does not read
 # A compressed .json file holds lines, as web corpora have it; a plain one is as likely to hold one value, or settings.
 SUFFIXES = (
-    ".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".parquet",
+    ".txt", ".jsonl", *(f"{kind}{by}" for kind in (".txt", ".jsonl", ".json") for by in COMPRESSIONS), ".parquet",
+    ".arrow",
 )  # fmt: skip
+READ = f".txt and .jsonl; with {', '.join(COMPRESSIONS)} behind it these and .json; .parquet, .arrow"
+CACHE = "cache-"  # begins the names of .arrow files in which the datasets library keeps what it has computed
+ARROW_FILE = b"ARROW1"  # its first bytes, where it is no stream
 NAMED = 10  # files in the line of what is left out
 
 
@@ -38,10 +44,10 @@ def find_files(path: epath.PathLike) -> list[epath.Path]:
     if path.is_dir():
         files = [file for file in _visible_files(path) if _kind(file)]
         if not files:
-            raise UserError(f"{path}: this folder holds no {', '.join(SUFFIXES)} file")
+            raise UserError(f"{path}: this folder holds no file that is read: {READ}")
         return files
     if not _kind(path):
-        raise UserError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: unknown kind of file; expected {READ}")
     return [path]
 
 
@@ -56,7 +62,7 @@ def left_out(paths: Sequence[epath.PathLike]) -> str:
         return ""
     more = f", ... ({len(files) - NAMED} more)" if len(files) > NAMED else ""
     count = "1 file of another kind" if len(files) == 1 else f"{len(files)} files of other kinds"
-    return f"left out: {count}: {', '.join(files[:NAMED])}{more}; read are {', '.join(SUFFIXES)}"
+    return f"left out: {count}: {', '.join(files[:NAMED])}{more}; read are {READ}"
 
 
 def _visible_files(folder: epath.Path) -> list[epath.Path]:
@@ -79,17 +85,18 @@ def _refuse(error: OSError) -> None:
 
 
 def _kind(file: epath.Path) -> str | None:
-    return next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), None)
+    kind = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), None)
+    return None if kind == ".arrow" and file.name.startswith(CACHE) else kind
 
 
 def read_documents(paths: Sequence[epath.PathLike], text_field: str = "text") -> Iterator[Document]:
-    """Yields the documents of the paths in order: a whole .txt file, a line of .jsonl, a row of .parquet.
+    """Yields the documents of the paths in order: a whole .txt file, a line of .jsonl, a row of .parquet or .arrow.
 
     Text comes as it is, newlines untranslated. Documents of nothing but whitespace are passed over.
 
     Args:
         paths: files and folders, local or gs://.
-        text_field: the key of a .jsonl line or the column of a .parquet file that holds the text.
+        text_field: the key of a .jsonl line or the column of a table that holds the text; a.b is b of what a holds.
 
     Raises:
         UserError: a path is missing, of an unknown kind or without any text; a file is damaged, or not UTF-8; a line or
@@ -108,17 +115,23 @@ def _read(file: epath.Path, text_field: str) -> Iterator[Document]:
     kind = _kind(file)
     try:
         with file.open("rb") as stream:
-            if compression := COMPRESSIONS.get(os.path.splitext(kind)[1]):
-                # Unlike the readers of Python's own libraries, Arrow's notices for both when the end is missing.
+            if (compression := COMPRESSIONS.get(os.path.splitext(kind)[1])) == "xz":
+                stream = io.BufferedReader(lzma.LZMAFile(stream))  # noqa: SIM115 - of the one that is open
+            elif compression:
+                # Unlike the readers of Python's own libraries, Arrow's notices when the end is missing.
                 compressed = pyarrow.PythonFile(stream, mode="r")
                 stream = io.BufferedReader(pyarrow.CompressedInputStream(compressed, compression))
             if kind.startswith(".txt"):
                 yield _read_text(file, stream)
             elif kind == ".parquet":
-                yield from _read_parquet(file, stream, text_field)
+                table = pyarrow.parquet.ParquetFile(stream)
+                _column_of(file, table.schema_arrow.names, text_field)  # or Arrow reads rows without any column
+                yield from _read_table(file, table.iter_batches(batch_size=1024, columns=[text_field]), text_field)
+            elif kind == ".arrow":
+                yield from _read_table(file, _arrow_batches(stream), text_field)
             else:
                 yield from _read_jsonl(file, stream, text_field)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, MemoryError, lzma.LZMAError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
         advice = "is it complete and of the kind its name says?"
         if "too much memory" in reason:  # zstd --long=28 and more
@@ -155,24 +168,48 @@ def _read_jsonl(file: epath.Path, stream: io.IOBase, text_field: str) -> Iterato
             raise UserError(f"{origin}: nested too deeply; expected an object with {text_field!r}") from error
         if not isinstance(record, dict):
             raise UserError(f"{origin}: expected a JSON object with {text_field!r}, found a {type(record).__name__}")
-        if text_field not in record:
+        yield Document(_checked(_field(record, text_field, origin), text_field, origin), origin)
+
+
+def _field(record: dict, path: str, origin: str) -> object:
+    """record[path], or of a path a.b record[a][b]."""
+    found = record
+    for name in (path,) if path in record else path.split("."):
+        if not isinstance(found, dict) or name not in found:
             fields = ", ".join(record) or "none"
-            raise UserError(f"{origin}: no field {text_field!r}; it has {fields}; name one with --text_field")
-        yield Document(_checked(record[text_field], text_field, origin), origin)
+            raise UserError(f"{origin}: no field {path!r}; it has {fields}; name one with --text_field")
+        found = found[name]
+    return found
 
 
-def _read_parquet(file: epath.Path, stream: io.IOBase, text_field: str) -> Iterator[Document]:
-    table = pyarrow.parquet.ParquetFile(stream)
-    columns = table.schema_arrow.names
-    if text_field not in columns:
-        raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(columns)}; name one with --text_field")
+def _column_of(file: epath.Path, names: Sequence[str], text_field: str) -> str:
+    """The column that has the field, or in which it is."""
+    column = text_field if text_field in names else text_field.split(".")[0]
+    if column not in names:
+        raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(names)}; name one with --text_field")
+    return column
+
+
+def _arrow_batches(stream: io.IOBase) -> Iterator[pyarrow.RecordBatch]:
+    is_file = stream.read(len(ARROW_FILE)) == ARROW_FILE
+    stream.seek(0)
+    if is_file:
+        table = pyarrow.ipc.open_file(stream)
+        yield from map(table.get_batch, range(table.num_record_batches))
+    else:  # as the datasets library writes it
+        yield from pyarrow.ipc.open_stream(stream)
+
+
+def _read_table(file: epath.Path, batches: Iterator[pyarrow.RecordBatch], text_field: str) -> Iterator[Document]:
     number = 0
-    for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-        for value in batch.column(0):
+    for batch in batches:
+        batch.validate(full=True)  # or what is damaged may end the process
+        name = _column_of(file, batch.schema.names, text_field)
+        for value in batch.column(batch.schema.names.index(name)):
             number += 1
             origin = f"{file}:{number}"
             try:
-                text = value.as_py()
+                text = _field({name: value.as_py()}, text_field, origin)
             except UnicodeDecodeError as error:
                 raise UserError(f"{origin}: not UTF-8: byte {error.start} of the text") from error
             yield Document(_checked(text, text_field, origin), origin)
