@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument("--sequence_length", type=int, required=True, help="tokens a row")
     parser.add_argument("--validation_fraction", type=float, default=0.02, help="share held out (default: 0.02)")
-    parser.add_argument("--text_field", default="text", help="key or column with the text; a.b of one in another (default: text)")
+    parser.add_argument("--text_field", default="text", help="key or column, a.b of one in another (default: text)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a CPU)")
     parser.add_argument("--seed", type=int, default=0, help="of the division in train and validation (default: 0)")
     parser.add_argument("--rows_per_shard", type=int, default=65536, help="(default: 65536)")

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--input", nargs="+", required=True, help="files or folders")
     parser.add_argument("--out", required=True, help="the .model file to write")
     parser.add_argument("--vocab_size", type=int, required=True, help="upper bound, 256 bytes and 3 specials included")
-    parser.add_argument("--text_field", default="text", help="key or column with the text; a.b of one in another (default: text)")
+    parser.add_argument("--text_field", default="text", help="key or column, a.b of one in another (default: text)")
     args = parser.parse_args()
 
     if note := left_out(args.input):
