@@ -3,11 +3,12 @@
     python tools/prepare_data.py --input corpus/ --tokenizer tokenizer.model --out records/ --sequence_length 512
 
 Reads .txt and .jsonl files (also with .gz, .zst, .bz2 or .xz behind it; a .json.gz holds lines too), .parquet and
-.arrow, or folders of them, and names what in the folders is of another kind. Whole documents are held out; of a single
-one, stretches. Prints progress, then for each split its documents, tokens, rows, the share of tokens that lie beyond
-the first row of a document longer than a row ("cut"), and the share of padding: below 1 %, unless most documents fill
-more than half a row and none is short enough to go with them. Run again with the same text and settings, it says that
-the folder is up to date.
+.arrow, or folders of them, and names what in the folders is of another kind; with --token_type .bin and .npy files of
+the tokenizer's ids, an end of text behind each document. Whole documents are held out; of a single text, stretches.
+Prints progress, then for each split its documents, tokens, rows, the share of tokens that lie beyond the first row of a
+document longer than a row ("cut"), and the share of padding: below 1 %, unless most documents fill more than half a row
+and none is short enough to go with them. Run again with the same text and settings, it says that the folder is up to
+date.
 """
 
 import os
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--sequence_length", type=int, required=True, help="tokens a row")
     parser.add_argument("--validation_fraction", type=float, default=0.02, help="share held out (default: 0.02)")
     parser.add_argument("--text_field", default="text", help="key or column, a.b of one in another (default: text)")
+    parser.add_argument("--token_type", metavar="TYPE", help="uint16 or uint32: of ids, in place of text")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a CPU)")
     parser.add_argument("--seed", type=int, default=0, help="of the division in train and validation (default: 0)")
     parser.add_argument("--rows_per_shard", type=int, default=65536, help="(default: 65536)")
@@ -47,6 +49,7 @@ def main() -> None:
         args.sequence_length,
         validation_fraction=args.validation_fraction,
         text_field=args.text_field,
+        token_type=args.token_type,
         workers=args.workers,
         seed=args.seed,
         rows_per_shard=args.rows_per_shard,

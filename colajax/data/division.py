@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
+
 from colajax.data.packing import sections
 from colajax.data.text import Document
+from colajax.errors import UserError
 
 
 class Passage(NamedTuple):
@@ -37,7 +40,7 @@ class Division(NamedTuple):
     limit: int
     exception: int | None
 
-    def split(self, text: str) -> str:
+    def split(self, text: str | bytes) -> str:
         number = _hash(self.seed, text)
         return "validation" if (number < self.limit) != (number == self.exception) else "train"
 
@@ -49,6 +52,15 @@ class Division(NamedTuple):
             stretches = [(split, "".join(run)) for split, run in groupby(sections(text), key=self.split)]
             for number, (split, stretch) in enumerate(stretches, start=1):
                 yield Passage(index, split, stretch, ends=number == len(stretches))
+
+
+def divide_tokens(read: Callable[[], Iterable[np.ndarray]], validation_fraction: float, seed: int):
+    """As `choose_division`, of documents that are arrays of tokens. Raises UserError where all are copies of one."""
+    documents = (document.tobytes() for document in read())
+    division, note = _choose("document", documents, int(validation_fraction * 2**64), seed)
+    if division is None:
+        raise UserError("a single document of tokens, which cannot be divided: is an end of text behind each?")
+    return division, note
 
 
 def choose_division(
@@ -68,7 +80,7 @@ def choose_division(
     return division or Division("section", seed, limit, None), f"{stretches}; {note}" if note else stretches
 
 
-def _choose(of: str, texts: Iterable[str], limit: int, seed: int) -> tuple[Division | None, str]:
+def _choose(of: str, texts: Iterable[str | bytes], limit: int, seed: int) -> tuple[Division | None, str]:
     """None where no division of whole texts gives both splits something: all are copies of one."""
     lengths = {}
     held_out = trained_on = False
@@ -85,6 +97,7 @@ def _choose(of: str, texts: Iterable[str], limit: int, seed: int) -> tuple[Divis
     return Division(of, seed, limit, middle), f"no {of} fell to {empty} by its hash: the one of middle length does"
 
 
-def _hash(seed: int, text: str) -> int:
+def _hash(seed: int, text: str | bytes) -> int:
     """0 to 2**64 - 1."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=8).digest(), "big")
+    content = text if isinstance(text, bytes) else text.encode()
+    return int.from_bytes(hashlib.blake2b(f"{seed}/".encode() + content, digest_size=8).digest(), "big")

@@ -6,16 +6,18 @@ The result depends on the text and the settings alone, not on the number of work
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 from etils import epath
 
-from colajax.data.division import Passage, choose_division
+from colajax.data.division import Division, Passage, choose_division, divide_tokens
 from colajax.data.packing import pack, sections
 from colajax.data.records import FORMAT_VERSION, SPLITS, Records, ShardWriter, identity, read_metadata
 from colajax.data.text import find_files, left_out, read_documents
+from colajax.data.token_files import TYPES, find_token_files, read_token_documents
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.data.workers import tokenise
 from colajax.errors import UserError
@@ -35,6 +37,7 @@ def prepare(
     *,
     validation_fraction: float = 0.02,
     text_field: str = "text",
+    token_type: str | None = None,
     workers: int = 1,
     seed: int = 0,
     rows_per_shard: int = 65536,
@@ -51,13 +54,16 @@ def prepare(
         inputs: what `read_documents` takes.
         tokenizer_path: what `load_tokenizer` takes; it must have a pad and an end-of-text token.
         sequence_length: tokens a row.
+        token_type: "uint16" or "uint32" where the inputs are the tokenizer's ids (see `token_files`), and not text.
         workers: processes that tokenise.
 
     Raises:
         UserError: a setting is out of range, an input is bad, a split would be empty, or `out` holds something else.
     """
     _check_ranges(sequence_length, validation_fraction, workers, rows_per_shard)
-    if note := left_out(inputs):
+    if token_type not in (None, *TYPES):
+        raise UserError(f"token_type {token_type!r}: expected {' or '.join(TYPES)}")
+    if token_type is None and (note := left_out(inputs)):
         print(note, flush=True)
     out, tokenizer = epath.Path(out), load_tokenizer(tokenizer_path)
     for name, token_id in (("padding", tokenizer.pad_id), ("end-of-text", tokenizer.eos_id)):
@@ -67,6 +73,8 @@ def prepare(
         raise UserError(
             f"{tokenizer.path}: {word!r} is an ordinary word in it too, and a text would lose it; use another tokenizer"
         )
+    find = partial(find_token_files, kind=token_type) if token_type else find_files
+    files = [file for path in inputs for file in find(path)]
     metadata = {
         "format_version": FORMAT_VERSION,
         "sequence_length": sequence_length,
@@ -82,20 +90,27 @@ def prepare(
             "text_field": text_field,
             "seed": seed,
             "rows_per_shard": rows_per_shard,
+            **({"token_type": token_type} if token_type else {}),
         },
-        "source": [_describe(file) for path in inputs for file in find_files(path)],
+        "source": [_describe(file) for file in files],
     }
     if out.exists():
         return _existing(out, metadata)
     try:
         with whole(out, last="metadata.json") as unfinished:
             unfinished.mkdir()
-            division, note = choose_division(lambda: read_documents(inputs, text_field), validation_fraction, seed)
+            if token_type:
+                documents = partial(read_token_documents, inputs, token_type, tokenizer)
+                division, note = divide_tokens(documents, validation_fraction, seed)
+                stream = _given(documents(), division)
+            else:
+                documents = partial(read_documents, inputs, text_field)
+                division, note = choose_division(documents, validation_fraction, seed)
+                stream = _tokenised(division.passages(documents()), tokenizer, workers)
             if note:
                 print(note, flush=True)
             metadata["divided_by"] = division.of
-            passages = division.passages(read_documents(inputs, text_field))
-            metadata["splits"] = _write_splits(passages, tokenizer, unfinished, metadata, workers)
+            metadata["splits"] = _write_splits(stream, unfinished, metadata)
             tokenizer.path.copy(unfinished / metadata["tokenizer"]["file"])
             (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
     except OSError as error:
@@ -182,16 +197,24 @@ class _Split:
         }
 
 
-def _write_splits(
-    passages: Iterable[Passage], tokenizer: Tokenizer, directory: epath.Path, metadata: dict, workers: int
-) -> dict:
-    splits = {name: _Split(name, directory, metadata) for name in SPLITS}
+def _given(documents: Iterable[np.ndarray], division: Division) -> Iterator[tuple]:
+    """As `_tokenised`."""
+    for index, document in enumerate(documents):
+        yield (index, Passage(index, division.split(document.tobytes()), "", ends=True)), document
+
+
+def _tokenised(passages: Iterable[Passage], tokenizer: Tokenizer, workers: int) -> Iterator[tuple]:
+    """((number of the passage, the passage without its text), tokens of a part of it)."""
     # A long passage is tokenised in sections, by several processes, unless that would change its text.
     parts = sections if tokenizer.joins else lambda text: [text]
     texts = (
         ((i, passage._replace(text="")), text) for i, passage in enumerate(passages) for text in parts(passage.text)
     )
-    stream = tokenise(texts, tokenizer, workers)
+    yield from tokenise(texts, tokenizer, workers)
+
+
+def _write_splits(stream: Iterable[tuple], directory: epath.Path, metadata: dict) -> dict:
+    splits = {name: _Split(name, directory, metadata) for name in SPLITS}
     tokens_so_far, started = 0, time.monotonic()
     next_report = started + PROGRESS_SECONDS
     for (_, (document, split, _, ends)), run in groupby(stream, key=lambda item: item[0]):

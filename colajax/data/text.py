@@ -21,7 +21,7 @@ SUFFIXES = (
     ".txt", ".jsonl", *(f"{kind}{by}" for kind in (".txt", ".jsonl", ".json") for by in COMPRESSIONS), ".parquet",
     ".arrow",
 )  # fmt: skip
-READ = f".txt and .jsonl; with {', '.join(COMPRESSIONS)} behind it these and .json; .parquet, .arrow"
+READ = f".txt, .jsonl, these and .json with {', '.join(COMPRESSIONS)} behind it, .parquet, .arrow"
 CACHE = "cache-"  # begins the names of .arrow files in which the datasets library keeps what it has computed
 ARROW_FILE = b"ARROW1"  # its first bytes, where it is no stream
 NAMED = 10  # files in the line of what is left out
