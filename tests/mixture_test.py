@@ -85,7 +85,8 @@ def test_a_source_of_a_mixture_has_the_order_that_it_has_alone(folders):
 
 
 def test_a_batch_has_the_rows_of_its_sources_in_every_process(folders):
-    loader = loader_of(schedule(folders, (0, {"web": 0.5, "code": 0.5}), (7, {"books": 1.0, "code": 0.25})))
+    given = schedule(folders, (0, {"web": 0.5, "code": 0.5}), (7, {"books": 1.0, "code": 0.25}))
+    loader = loader_of(given)
     alone = {name: loader_of(folders[name]).records for name in folders}
     for step in (0, 6, 7, 1234):
         expected = []
@@ -95,9 +96,7 @@ def test_a_batch_has_the_rows_of_its_sources_in_every_process(folders):
         np.testing.assert_array_equal(loader.batch(step), expected)
         for rows in ([0], [3, 1], [4, 2, 0]):
             np.testing.assert_array_equal(loader.batch(step, rows), loader.batch(step)[rows])
-        np.testing.assert_array_equal(next(loader_of(schedule(
-            folders, (0, {"web": 0.5, "code": 0.5}), (7, {"books": 1.0, "code": 0.25}))).iterate(step)),
-            loader.batch(step))  # fmt: skip
+        np.testing.assert_array_equal(next(loader_of(given).iterate(step)), loader.batch(step))
 
 
 def test_weights_that_change_leave_what_was_before_as_it_is(folders):

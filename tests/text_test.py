@@ -1,7 +1,6 @@
 """Reading documents: every kind of file, and what is said of a bad one."""
 
 import bz2
-import contextlib
 import gzip
 import json
 import lzma
@@ -134,6 +133,14 @@ def test_a_field_may_lie_in_another(tmp_path):
         assert line in str(caught.value)
 
 
+def _is_refused(folder) -> bool:
+    try:
+        list(read_documents([folder]))
+    except UserError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("make", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
 def test_an_arrow_file_that_is_damaged_is_read_or_refused(tmp_path, make):
     """A bit of a text is another text; offsets and sizes that do not fit are no crash."""
@@ -143,10 +150,7 @@ def test_an_arrow_file_that_is_damaged_is_read_or_refused(tmp_path, make):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         (tmp_path / "a.arrow").write_bytes(damaged)
-        with contextlib.suppress(UserError):
-            refused += 1
-            list(read_documents([tmp_path]))
-            refused -= 1
+        refused += _is_refused(tmp_path)
     assert refused > 10
 
 

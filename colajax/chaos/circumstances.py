@@ -37,8 +37,8 @@ def as_it_is(subject: Subject, rng: random.Random, name: Path) -> Given:
 
 
 def anywhere(subject: Subject, rng: random.Random, name: Path) -> Given:
-    """A training of colajax as it is, in one of ten cases with two processes and in one of ten in a bucket."""
-    where = rng.choice((*[as_it_is] * 8, two_processes, in_a_bucket))
+    """A training of colajax as it is, in one of ten cases with several processes and in one of ten in a bucket."""
+    where = rng.choice((*[as_it_is] * 8, several_processes, in_a_bucket))
     return (where if "colajax.train" in subject.command else as_it_is)(subject, rng, name)
 
 
@@ -46,10 +46,10 @@ def small_disk(subject: Subject, rng: random.Random, name: Path) -> Given:
     return Given(subject._replace(disk=24), subject)
 
 
-def two_processes(subject: Subject, rng: random.Random, name: Path) -> Given:
-    """Of which the one that is left over ends soon, where it waits for the other."""
-    two = subject._replace(processes=2)
-    return Given(two.with_(hang_seconds=150), two, "two processes, ")
+def several_processes(subject: Subject, rng: random.Random, name: Path) -> Given:
+    """Two, if the subject has one; those that are left over end soon, where they wait for another."""
+    several = subject._replace(processes=max(2, subject.processes))
+    return Given(several.with_(hang_seconds=150), several, f"{several.processes} processes, ")
 
 
 def in_a_bucket(subject: Subject, rng: random.Random, name: Path) -> Given:

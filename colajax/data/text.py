@@ -132,7 +132,7 @@ def _read(file: epath.Path, text_field: str) -> Iterator[Document]:
             else:
                 yield from _read_jsonl(file, stream, text_field)
     except (OSError, EOFError, MemoryError, lzma.LZMAError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         advice = "is it complete and of the kind its name says?"
         if "too much memory" in reason:  # zstd --long=28 and more
             advice = (

@@ -41,7 +41,7 @@ class Behind:
             self._changed.notify_all()
         self._thread.join(PATIENCE)
         atexit.unregister(self.close)
-        for path in self._waiting:
+        for path in list(self._waiting):  # the thread may live on, and hang
             warn(f"{path}: not written as it is at the end of the run")
 
     def _work(self) -> None:
