@@ -4,6 +4,7 @@ import contextlib
 import json
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from etils import epath
+from orbax.checkpoint._src.metadata.checkpoint import _MetadataStoreImpl as MetadataFile
 
 from colajax.errors import TryAgain, UserError
 from colajax.stages.vae import VAEStage
@@ -127,6 +129,16 @@ def test_an_older_one_is_removed_once_the_newer_one_has_digests(tmp_path, monkey
     save(epath.Path(tmp_path), 1, 2, 3, 4)
     assert seen == [set(), {"1"}, {"1", "2"}, {"2", "3"}]
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "4"}
+
+
+def test_digests_are_of_what_orbax_is_still_to_write(tmp_path, monkeypatch, capsys):
+    """Its thread for the checkpoint's metadata is a slow one here."""
+    update = MetadataFile.update
+    monkeypatch.setattr(MetadataFile, "update", lambda *args, **kwargs: [time.sleep(0.3), update(*args, **kwargs)])
+    save(epath.Path(tmp_path), 1)
+    set_damaged_aside(epath.Path(tmp_path))
+    assert "damaged" not in capsys.readouterr().err
+    assert_state(epath.Path(tmp_path), 1)
 
 
 def test_one_without_digests_is_read_and_that_is_said(saved, tmp_path, capsys):

@@ -99,6 +99,7 @@ class Checkpoints:
         """Called in the background, in the first process, when all has been written; on local disk the folder has not
         got its name yet."""
         self._before_it_commits()
+        self._manager._non_blocking_metadata_store.wait_until_finished()  # a thread that nothing has waited for yet
         folders = (absolute(self._workdir) / FOLDER).iterdir()
         write_digests(next(path for path in folders if path.name.partition(".")[0] == str(self._newest)))
 
