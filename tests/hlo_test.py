@@ -183,7 +183,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     if written.endswith("={}"):
         more = ", to_apply=%add"
     text = text.replace("DEVICES", str(devices)).replace("COLLECTIVE", f"{kind}(%p), channel_id=1, {written}{more}")
-    module = hlo._module_class().FromString(wire(text))
+    module = hlo._Module.FromString(wire(text))
     (collective,) = (i for c in module.computations for i in c.instructions if i.opcode == kind)
     return hlo.device_groups(collective, devices)
 
@@ -219,6 +219,6 @@ def test_groups_of_a_part_of_an_axis_and_of_pairs():
     assert groups_of("replica_groups=mesh['x'=2,'y'=2], device_ids=(3,1,2,0) {'y'}", 4) == [[3, 1], [2, 0]]
     assert groups_of("source_target_pairs={{0,1},{1,0}}", 4) == [[0, 1], [1, 0]]
     assert groups_of("replica_groups={}", 3) == [[0, 1, 2]]
-    unknown = hlo._module_class()().computations.add().instructions.add(opcode="all-reduce", global_ids=True)
+    unknown = hlo._Module().computations.add().instructions.add(opcode="all-reduce", global_ids=True)
     with pytest.raises(UnreadableProgram, match="groups of devices of all-reduce"):
         hlo.device_groups(unknown, 4)

@@ -140,9 +140,35 @@ def test_what_has_no_equivalent_is_refused_by_name(options, what, tmp_path):
     assert str(tmp_path / "tokenizer.model") in str(error.value)
 
 
+def _fields(ours, theirs):
+    """What is declared here, by the class that the library's own schema makes; defaults too."""
+    for field in ours.DESCRIPTOR.fields:
+        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
+        if field.message_type is None:
+            yield field.name, mine, other
+        elif field.is_repeated:
+            assert len(mine) == len(other)
+            for each in zip(mine, other, strict=True):
+                yield from _fields(*each)
+        else:
+            yield from _fields(mine, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"model_type": "unigram"}, {"unk_surface": "?"}, None])
+def test_the_fields_that_are_declared_are_the_library_s(options, tmp_path):
+    content = b"" if options is None else trained(tmp_path / "tokenizer.model", **options).path.read_bytes()
+    theirs = sentencepiece_model_pb2.ModelProto.FromString(content)
+    found = list(_fields(tokenizer_json.Model.FromString(content), theirs))
+    assert len(found) > (7 if options is None else 900)
+    for name, mine, other in found:
+        if name == "unk_surface" and mine == "":
+            mine = tokenizer_json._SURFACE
+        assert mine == other, name
+
+
 def test_a_conversion_that_gives_other_ids_is_not_handed_out(tmp_path, monkeypatch):
     tokenizer = trained(tmp_path / "tokenizer.model")
-    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.path.read_bytes())
+    model = tokenizer_json.Model.FromString(tokenizer.path.read_bytes())
     converted = json.loads(tokenizer_json._convert(model, tokenizer.path))
     del converted["model"]["merges"][-1]
     monkeypatch.setattr(tokenizer_json, "_convert", lambda *_: json.dumps(converted))

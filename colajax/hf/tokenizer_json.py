@@ -15,13 +15,23 @@ import re
 
 import numpy as np
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 
 from colajax.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 from colajax.errors import UserError
+from colajax.messages import message_class
 
 _SPACE = "\u2581"
-_KINDS = sentencepiece_model_pb2.ModelProto.SentencePiece
+# Of sentencepiece_model.proto.
+Model = message_class("""
+Piece: string piece 1, float score 2, int32 type=1 3
+Trainer: int32 model_type=1 3, bool treat_whitespace_as_suffix 24, bool byte_fallback 35, string unk_surface 44
+Normalizer: bytes precompiled_charsmap 2, bool add_dummy_prefix=true 3, bool remove_extra_whitespaces=true 4, \
+bool escape_whitespaces=true 5
+Model: Piece* pieces 1, Trainer trainer_spec 2, Normalizer normalizer_spec 3
+""", "Model")  # fmt: skip
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = range(1, 6)  # types of a piece
+_UNIGRAM, _BPE = 1, 2  # types of a model
+_SURFACE = " \u2047 "  # of an unknown piece where the model does not say
 TIE = 1e-3  # logarithms of probabilities: SentencePiece adds them in float32, `tokenizers` in float64
 # Texts on which every conversion is checked, beside those made from its own pieces.
 _TEXTS = (
@@ -34,7 +44,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The tokenizer.json of a run's tokenizer. Raises UserError naming what cannot be represented in one."""
     if isinstance(tokenizer, JsonTokenizer):
         return tokenizer.path.read_text()
-    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.path.read_bytes())
+    model = Model.FromString(tokenizer.path.read_bytes())
     _check_representable(model, tokenizer.path)
     written = _convert(model, tokenizer.path)
     _check_same_ids(tokenizer, JsonTokenizer(written.encode()), model)
@@ -44,10 +54,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 def _check_representable(model, path) -> None:
     """Of what SentencePiece can do, these have no equivalent."""
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    unknown = [p.piece for p in model.pieces if p.type == _KINDS.Type.UNKNOWN]
-    foreign = [p.piece for p in model.pieces if p.type in (_KINDS.Type.USER_DEFINED, _KINDS.Type.UNUSED)]
+    unknown = [p.piece for p in model.pieces if p.type == _UNKNOWN]
+    foreign = [p.piece for p in model.pieces if p.type in (_USER_DEFINED, _UNUSED)]
     for holds, what in (
-        (trainer.model_type in (trainer.BPE, trainer.UNIGRAM), "a model_type other than bpe and unigram"),
+        (trainer.model_type in (_BPE, _UNIGRAM), "a model_type other than bpe and unigram"),
         (normalizer.escape_whitespaces, "escape_whitespaces off"),
         (not trainer.treat_whitespace_as_suffix, "treat_whitespace_as_suffix"),
         (not foreign, f"user-defined or unused pieces ({foreign[:1]})"),
@@ -62,8 +72,8 @@ def _convert(model, path) -> str:
     steps = _normalizer_steps(model)
     space = _SPACE if steps else " "
     pieces = [(piece.piece.replace(_SPACE, space), piece.score) for piece in model.pieces]
-    (unknown,) = (i for i, piece in enumerate(model.pieces) if piece.type == _KINDS.Type.UNKNOWN)
-    if trainer.model_type == trainer.BPE:
+    (unknown,) = (i for i, piece in enumerate(model.pieces) if piece.type == _UNKNOWN)
+    if trainer.model_type == _BPE:
         result = tokenizers.Tokenizer(_bpe(model, pieces, unknown))
     else:
         result = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unknown, trainer.byte_fallback))
@@ -71,8 +81,9 @@ def _convert(model, path) -> str:
     decoder = [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
     if steps:
         result.normalizer = tokenizers.normalizers.Sequence(steps)
-        others = [(p.piece, "") for p in model.pieces if p.type == _KINDS.Type.CONTROL]
-        surfaces = [*others, (pieces[unknown][0], trainer.unk_surface), (_SPACE, " ")]
+        others = [(p.piece, "") for p in model.pieces if p.type == _CONTROL]
+        surface = trainer.unk_surface if trainer.HasField("unk_surface") else _SURFACE
+        surfaces = [*others, (pieces[unknown][0], surface), (_SPACE, " ")]
         decoder = [tokenizers.decoders.Replace(piece, surface) for piece, surface in surfaces] + decoder
         if spec.add_dummy_prefix:
             decoder.append(tokenizers.decoders.Strip(" ", 1, 0))
@@ -101,7 +112,7 @@ def _bpe(model, pieces, unknown: int) -> tokenizers.models.BPE:
     normal = {
         name: score
         for (name, score), piece in zip(pieces, model.pieces, strict=True)
-        if piece.type == _KINDS.Type.NORMAL
+        if piece.type == _NORMAL
     }
     merges = []
     for piece in sorted(normal, key=normal.get, reverse=True):
@@ -123,10 +134,10 @@ def _cut_names(model, path) -> tokenizers.Regex:
     At a place that no ordinary piece spans a cut changes nothing, if one side is an ordinary character: two unknown
     ones beside each other become one unknown.
     """
-    ordinary = {piece.piece for piece in model.pieces if piece.type == _KINDS.Type.NORMAL}
+    ordinary = {piece.piece for piece in model.pieces if piece.type == _NORMAL}
     spanned = {piece[i : i + 2] for piece in ordinary for i in range(len(piece) - 1)}
     patterns = []
-    for name in (piece.piece for piece in model.pieces if piece.type != _KINDS.Type.NORMAL):
+    for name in (piece.piece for piece in model.pieces if piece.type != _NORMAL):
         places = (i for i in range(1, len(name)) if name[i - 1 : i + 1] not in spanned)
         cut = next((i for i in places if {name[i - 1], name[i]} & ordinary or model.trainer_spec.byte_fallback), None)
         if cut is None:
@@ -140,10 +151,10 @@ def _cut_names(model, path) -> tokenizers.Regex:
 
 def _check_same_ids(tokenizer: SentencePieceTokenizer, converted: JsonTokenizer, model) -> None:
     """Several merges may make one piece, and two such may compete for a character; here every one meets its like."""
-    pieces = [p.piece.replace(_SPACE, " ") for p in model.pieces if p.type == _KINDS.Type.NORMAL]
+    pieces = [p.piece.replace(_SPACE, " ") for p in model.pieces if p.type == _NORMAL]
     doubled = (piece + piece[cut:] for piece in pieces for cut in range(len(piece)))
     tripled = (piece[cut:] + piece + piece for piece in pieces for cut in range(len(piece)))
-    unigram = model.trainer_spec.model_type == model.trainer_spec.UNIGRAM
+    unigram = model.trainer_spec.model_type == _UNIGRAM
     scores = np.array([piece.score for piece in model.pieces])
     for text in itertools.chain(_TEXTS, doubled, tripled):
         ids, others = tokenizer.encode(text), converted.encode(text)

@@ -5,17 +5,16 @@ read are declared here by their numbers, which XLA keeps (xla/service/hlo.proto,
 says something in a way that is not known here, the answer is an UnreadableProgram, and never a guess.
 """
 
-import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-# Message: type, * where repeated, name and number of its fields.
-_SCHEMA = """
+from colajax.messages import message_class
+
+_Module = message_class("""
 Shape: int32 element_type 2, int64* dimensions 3, Shape* tuple_shapes 4
 Literal: int32* s32s 4, int64* s64s 5, uint32* u32s 6, uint64* u64s 7
 Metadata: string op_name 2
@@ -47,7 +46,7 @@ Sequence: int64* instruction_ids 1
 Scheduled: int64 key 1, Sequence value 2
 Schedule: Scheduled* sequences 1
 Module: Computation* computations 3, int64 entry_id 6, Schedule schedule 7
-"""
+""", "Module")  # fmt: skip
 # Bits of an element by xla.PrimitiveType; what is not an array (tuples, tokens, opaque values) has none.
 _KINDS = {8: (1, 2, 6, 19, 20, 23, 24, 25, 28, 29, 33), 16: (3, 7, 10, 16), 32: (4, 8, 11), 64: (5, 9, 12, 15),
           128: (18,), 4: (21, 22, 32), 2: (26, 27), 1: (30, 31)}  # fmt: skip
@@ -68,27 +67,9 @@ class Program(NamedTuple):
     users: dict[int, list]  # of an instruction, in its computation
 
 
-@functools.cache
-def _module_class():
-    file = descriptor_pb2.FileDescriptorProto(name="colajax/hlo.proto", package="hlo", syntax="proto3")
-    scalar = {"int32": 5, "int64": 3, "uint32": 13, "uint64": 4, "bool": 8, "string": 9, "bytes": 12}
-    for line in _SCHEMA.strip().splitlines():
-        name, _, fields = line.partition(": ")
-        message = file.message_type.add(name=name)
-        for kind, field, number in (field.split() for field in fields.split(", ")):
-            added = message.field.add(name=field, number=int(number), label=3 if kind.endswith("*") else 1)
-            kind = kind.rstrip("*")
-            added.type = scalar.get(kind, 11)
-            if kind not in scalar:
-                added.type_name = f".hlo.{kind}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("hlo.Module"))
-
-
 def parse(serialized: bytes) -> Program:
     """The program of a serialized HloModuleProto."""
-    module = _module_class().FromString(serialized)
+    module = _Module.FromString(serialized)
     instructions = {i.id: i for computation in module.computations for i in computation.instructions}
     order = {found.key: found.value.instruction_ids for found in module.schedule.sequences}
     computations, users = {}, {}
