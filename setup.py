@@ -36,6 +36,8 @@ setup(
     extras_require={
         "torch": ["torch>=2.13", "transformers>=5.23"],
         "gcs": GCS,
+        # It holds protobuf, pyarrow and numpy back: best in an environment of its own.
+        "beam": ["apache-beam>=2.77"],
         "harness": ["lm_eval>=0.4.13"],
         "plot": ["matplotlib>=3.11"],
         # libtpu as jax wants it. A plan needs libtpu and no TPU.

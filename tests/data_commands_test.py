@@ -54,24 +54,20 @@ def test_a_bad_line_far_in_ends_with_status_2_one_line_and_no_files(corpus, toke
     assert list(tmp_path.iterdir()) == [bad]
 
 
-# prepare_data with two workers whose tokenising never ends: python -c STUCK, and what the command is given. Prints the
-# workers' process ids as soon as there are two.
+# prepare_data with two workers that never end: python STUCK, and what the command is given. Prints the workers' process
+# ids as soon as there are two.
 STUCK = """
 import multiprocessing, os, pathlib, runpy, sys, threading, time
 def say():
     out = pathlib.Path(os.environ["STUCK_OUT"])
-    while len(workers := multiprocessing.active_children()) < 2 or not list(out.glob("r.tmp-*")):
+    while len(workers := multiprocessing.active_children()) < 2 or not (out / "r.parts").exists():
         time.sleep(0.02)
     print(*(worker.pid for worker in workers), flush=True)
 if __name__ == "__main__":
     threading.Thread(target=say, daemon=True).start()
-    from colajax.data import prepare, text
-    def endless(paths, field):
-        number = 0
-        while True:
-            number += 1
-            yield text.Document(f"document {number} " * 3000, "endless")
-    prepare.read_documents = endless
+    import small_parts
+    from colajax.data import parts, prepare
+    parts.SMALLEST, prepare.prepare_part = 4096, small_parts.forever
     runpy.run_path("tools/prepare_data.py", run_name="__main__")
 """
 
@@ -92,7 +88,7 @@ def stuck(corpus, tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
     command = [sys.executable, str(script), "--input", corpus, "--tokenizer", tokenizer.path, "--sequence_length", 64]
     command += ["--workers", 2, "--out", tmp_path / "out" / "r"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "STUCK_OUT": str(tmp_path / "out")}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "STUCK_OUT": str(tmp_path / "out")}
     process = subprocess.Popen(
         map(str, command), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -144,7 +140,7 @@ def test_a_worker_that_is_killed_for_memory_is_one_line_that_says_what_to_do(stu
     os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors.startswith("error: one of the 2 tokenising processes was killed")
+    assert errors.startswith("error: one of the 2 processes was killed")
     assert "fewer --workers" in errors
     assert errors.count("\n") == 1
     assert list((tmp_path / "out").iterdir()) == []

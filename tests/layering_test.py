@@ -17,7 +17,7 @@ LAYERS = (
     ("chaos", "scaling", "reporting"),
     ("train.__main__",),
 )
-BELOW_ALL = ("axes", "errors", "files", "keys")  # of these, errors below the others
+BELOW_ALL = ("axes", "errors", "files", "keys", "messages")  # of these, errors below the others
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

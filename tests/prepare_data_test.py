@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -15,8 +14,7 @@ import pytest
 import sentencepiece
 from corpora import DOCUMENTS, LONG, write_corpus
 
-from colajax.data import prepare as prepare_module
-from colajax.data import workers as workers_module
+from colajax.data import part_records
 from colajax.data.packing import SECTION_BYTES, sections
 from colajax.data.prepare import prepare
 from colajax.data.records import Records, digest, read_metadata
@@ -146,28 +144,25 @@ def test_records_of_format_1_are_read_keep_their_digest_and_are_not_made_again(c
     prepare([corpus], tokenizer.path, new, 64)
     shutil.copytree(new, folder)
     metadata = read_metadata(folder) | {"format_version": 1}
-    del metadata["divided_by"]
+    del metadata["divided_by"], metadata["inputs"], metadata["left_out"]
+    contents = [(file, file.read_bytes()) for file in sorted(corpus.iterdir())]
+    metadata["source"] = [{"file": str(file), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                          for file, content in contents]  # fmt: skip
     (folder / "metadata.json").write_text(json.dumps(metadata))
     for split in ("train", "validation"):
         np.testing.assert_array_equal(list(Records.open(folder, split)), list(Records.open(new, split)))
     assert Records.open(folder, "train").tokenizer().digest == tokenizer.digest
     assert prepare([corpus], tokenizer.path, folder, 64) == metadata
-    assert "up to date (of format 1, which is read; remove it to have format 2" in capsys.readouterr().out
+    assert "up to date (of format 1, which is read; remove it to have format 3" in capsys.readouterr().out
     with pytest.raises(UserError, match="already there with another seed"):
         prepare([corpus], tokenizer.path, folder, 64, seed=1)
 
 
-def test_the_result_does_not_depend_on_workers_and_shards_and_windows_lose_nothing(
-    corpus, tokenizer, tmp_path, monkeypatch
-):
+def test_shards_and_windows_lose_nothing(corpus, tokenizer, tmp_path, monkeypatch):
     settings = {"validation_fraction": 0.1, "rows_per_shard": 100}
     prepare([corpus], tokenizer.path, tmp_path / "one_window", 64, **settings)
-    monkeypatch.setattr(prepare_module, "WINDOW_TOKENS", 5000)
-    monkeypatch.setattr(workers_module, "BATCH_CHARACTERS", 3000)
-    metadata = prepare([corpus], tokenizer.path, tmp_path / "one", 64, workers=1, **settings)
-    prepare([corpus], tokenizer.path, tmp_path / "two", 64, workers=2, **settings)
-    assert _contents(tmp_path / "one") == _contents(tmp_path / "two")
-    assert multiprocessing.active_children() == []
+    monkeypatch.setattr(part_records, "WINDOW_TOKENS", 5000)
+    metadata = prepare([corpus], tokenizer.path, tmp_path / "one", 64, **settings)
     train = metadata["splits"]["train"]
     assert [shard["rows"] for shard in train["shards"][:-1]] == [100] * (len(train["shards"]) - 1)
     assert [shard["file"] for shard in train["shards"]] == [
@@ -180,7 +175,7 @@ def test_the_result_does_not_depend_on_workers_and_shards_and_windows_lose_nothi
         counts = [np.bincount(split_ids[split_ids != tokenizer.pad_id], minlength=350) for split_ids in ids]
         np.testing.assert_array_equal(*counts)
         assert counts[0].sum() == metadata["splits"][split]["tokens"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one_window", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "one_window"]
 
 
 def test_preparing_needs_no_jax():

@@ -11,7 +11,8 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from colajax.data.text import left_out, read_documents
+from colajax.data.inputs import left_out
+from colajax.data.text import read_documents
 from colajax.errors import UserError
 
 TEXTS = ["one\r\ntwo\u2028 three", "  日本\n\n", "x" * 5000]
@@ -46,17 +47,11 @@ def _write_all_kinds(folder):
 
 def test_a_folder_gives_every_document_of_every_kind_in_order(tmp_path):
     _write_all_kinds(tmp_path)
-    documents = list(read_documents([tmp_path]))
-    assert [document.text for document in documents] == TEXTS * 5 + TEXTS[:1] + TEXTS * 6
-    names = ["a.jsonl:1", "a.jsonl:3", "a.jsonl:5", *(f"b.jsonl.gz:{i}" for i in range(1, 7))]
-    names += [f"c/d.jsonl.zst:{i}" for i in (1, 2, 3)] + [f"e.parquet:{i}" for i in (1, 2, 3)] + ["f.txt"]
-    names += [f"{name}:{i}" for name in ("h.jsonl.bz2", "i.json.xz") for i in range(1, 7)]
-    names += [f"{name}:{i}" for name in ("j.arrow", "k.arrow") for i in (1, 2, 3)]
-    assert [document.origin for document in documents] == [f"{tmp_path}/{name}" for name in names]
+    assert list(read_documents([tmp_path])) == TEXTS * 5 + TEXTS[:1] + TEXTS * 6
 
 
 def _texts(folder):
-    return [document.text for document in read_documents([folder])]
+    return list(read_documents([folder]))
 
 
 def test_links_are_followed_once_and_names_are_read_in_any_case(tmp_path):
@@ -115,7 +110,7 @@ def test_paths_are_read_in_the_order_given_and_another_field_can_be_named(tmp_pa
     (tmp_path / "b.jsonl").write_text('{"body": "B"}\n')
     _write_parquet(tmp_path / "a.parquet", {"body": pa.array(["A"]).dictionary_encode()})
     paths = [tmp_path / "b.jsonl", tmp_path / "a.parquet"]
-    assert [document.text for document in read_documents(paths, "body")] == ["B", "A"]
+    assert list(read_documents(paths, "body")) == ["B", "A"]
 
 
 def test_a_field_may_lie_in_another(tmp_path):
@@ -124,7 +119,7 @@ def test_a_field_may_lie_in_another(tmp_path):
     table = pa.table({"a": [{"b": {"c": "cell"}}]})
     with pyarrow.ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
         writer.write_table(table)
-    found = [document.text for document in read_documents([tmp_path], "a.b.c")]
+    found = list(read_documents([tmp_path], "a.b.c"))
     assert found == ["line", "its own name", "row", "cell"]
     for name, line in (("a.jsonl:1", "it has a;"), ("b.parquet", "a.b.x"), ("c.arrow:1", "it has a;")):
         with pytest.raises(UserError) as caught:

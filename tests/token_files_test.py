@@ -9,12 +9,14 @@ from refusals import error_of
 
 from colajax.data import token_files
 from colajax.data.inspection import pieces_of
+from colajax.data.parts import Reading
 from colajax.data.prepare import prepare
 from colajax.data.records import SPLITS, Records
-from colajax.data.token_files import read_token_documents
+from colajax.data.token_files import read_token_file
 from colajax.data.tokenizer import train_sentencepiece
 
 LENGTH = 32
+IDS = Reading(token_type="uint16")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_records_have_the_documents_of_the_files(encoded, tokenizer, tmp_path, d
 
 def test_copies_of_a_document_stay_together(encoded, tokenizer, tmp_path):
     joined([*encoded, *reversed(encoded)], tokenizer, "uint16").tofile(tmp_path / "a.bin")
-    prepare([tmp_path / "a.bin"], tokenizer.path, tmp_path / "r", LENGTH, validation_fraction=0.2, token_type="uint16")
+    prepare([tmp_path / "a.bin"], tokenizer.path, tmp_path / "r", LENGTH, validation_fraction=0.2, reading=IDS)
     metadata = Records.open(tmp_path / "r", "train").metadata["tokenizer"]
     train, held_out = (
         {tuple(piece.tokens.tolist()) for row in Records.open(tmp_path / "r", split)
@@ -87,7 +89,8 @@ def test_documents_do_not_depend_on_how_a_file_is_read(encoded, tokenizer, tmp_p
     with_empty = [[], *encoded[:20], [], [], *encoded[20:]]
     joined(with_empty, tokenizer, "uint16").tofile(tmp_path / "a.bin")
     np.save(tmp_path / "b.npy", joined(encoded[:3], tokenizer, "uint16"))
-    found = [document.tolist() for document in read_token_documents([tmp_path], "uint16", tokenizer)]
+    files = [tmp_path / "a.bin", tmp_path / "b.npy"]
+    found = [document.tolist() for file in files for document in read_token_file(file, "uint16", tokenizer)]
     assert found == [*encoded, *encoded[:3]]
 
 
@@ -108,9 +111,9 @@ def test_what_is_no_file_of_such_tokens_is_one_line(encoded, tokenizer, tmp_path
         ("none", "holds no .bin or .npy"), ("missing", "no such file"), ("single.bin", "a single document"),
     ):  # fmt: skip
         path, into = tmp_path / name, (tokenizer.path, tmp_path / "r", LENGTH)
-        message = error_of(lambda path=path, into=into: prepare([path], *into, token_type="uint16"))
+        message = error_of(lambda path=path, into=into: prepare([path], *into, reading=IDS))
         assert said in message, name
         assert "\n" not in message
         assert name == "single.bin" or message.startswith(str(path))
         assert not (tmp_path / "r").exists()
-    assert "uint16 or uint32" in error_of(lambda: prepare([tmp_path], *into, token_type="int8"))
+    assert "uint16 or uint32" in error_of(lambda: prepare([tmp_path], *into, reading=Reading(token_type="int8")))

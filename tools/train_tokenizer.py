@@ -11,7 +11,8 @@ from colajax.command_line import Parser, begin
 if __name__ == "__main__":
     begin()
 
-from colajax.data.text import left_out, read_documents
+from colajax.data.inputs import left_out
+from colajax.data.text import read_documents
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.errors import run_main
 
@@ -26,8 +27,7 @@ def main() -> None:
 
     if note := left_out(args.input):
         print(note)
-    texts = (document.text for document in read_documents(args.input, args.text_field))
-    tokenizer = train_sentencepiece(texts, args.out, args.vocab_size)
+    tokenizer = train_sentencepiece(read_documents(args.input, args.text_field), args.out, args.vocab_size)
     fewer = tokenizer.vocab_size < args.vocab_size
     note = f" ({args.vocab_size} asked for: the text supports no more)" if fewer else ""
     print(f"{args.out}: {tokenizer.vocab_size} pieces{note}, sha256 {tokenizer.digest[:12]}…")

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from colajax.data.packing import sections
-from colajax.data.text import Document
 from colajax.errors import UserError
 
 
@@ -44,8 +43,8 @@ class Division(NamedTuple):
         number = _hash(self.seed, text)
         return "validation" if (number < self.limit) != (number == self.exception) else "train"
 
-    def passages(self, documents: Iterable[Document]) -> Iterator[Passage]:
-        for index, (text, _) in enumerate(documents):
+    def passages(self, documents: Iterable[str]) -> Iterator[Passage]:
+        for index, text in enumerate(documents):
             if self.of == "document":
                 yield Passage(index, self.split(text), text, ends=True)
                 continue
@@ -64,17 +63,17 @@ def divide_tokens(read: Callable[[], Iterable[np.ndarray]], validation_fraction:
 
 
 def choose_division(
-    read: Callable[[], Iterable[Document]], validation_fraction: float, seed: int
+    read: Callable[[], Iterable[str]], validation_fraction: float, seed: int
 ) -> tuple[Division, str]:
     """The division of the documents that `read()` gives anew each time, and a line that says in what it is unusual.
 
     Of a large corpus only the first documents are read: until there is one for each split.
     """
     limit = int(validation_fraction * 2**64)
-    division, note = _choose("document", (text for text, _ in read()), limit, seed)
+    division, note = _choose("document", read(), limit, seed)
     if division is not None:
         return division, note
-    text = next((text for text, _ in read()), "")
+    text = next(iter(read()), "")
     division, note = _choose("section", sections(text), limit, seed)
     stretches = "a single document: held-out stretches of it border on training text"
     return division or Division("section", seed, limit, None), f"{stretches}; {note}" if note else stretches

@@ -6,14 +6,17 @@
     validation-00000-of-00001.array_record
 
 metadata.json: {format_version, sequence_length, tokenizer: {digest, file, vocab_size, pad_id, eos_id},
-settings: {validation_fraction, text_field, seed, rows_per_shard}, source: [{file, bytes, sha256}], divided_by,
-splits: {train and validation: {rows, tokens, documents, padding_share, cut_share, shards: [{file, rows, bytes}]}}}.
+settings: {validation_fraction, text_field, seed, rows_per_shard, and what else is not as usual}, inputs: of files that
+have neither moved nor changed the same, source: [{file, files, bytes, sha256}] of each part (see `parts`), left_out:
+{reason: documents}, divided_by, splits: {train and validation: {rows, tokens, documents, padding_share, cut_share,
+shards: [{file, rows, bytes}]}}}.
 `tokens` are those that are not padding; padding_share is of all entries, cut_share of tokens (see `packing.Packed`),
 both from 0 to 1. divided_by is "document" where whole documents are held out, "section" where stretches of a single
 document are (see `division`); that one counts in each split.
 
-Format 1, which is read but no longer written, has no divided_by: sections of every long document were dealt to both
-splits, and an end of text stands after each stretch of one split.
+Formats 1 and 2, which are read but no longer written, packed a text as a whole and knew it by the digests of its files;
+a text of one part has the same rows in 2 and 3. Format 1 has no divided_by: sections of every long document were dealt
+to both splits, and an end of text stands after each stretch of one split.
 """
 
 import bisect
@@ -33,8 +36,8 @@ from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.errors import UserError, refusal_of, warn
 from colajax.files import in_bucket, move
 
-FORMAT_VERSION = 2
-READ_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+READ_VERSIONS = (1, 2, 3)
 SPLITS = ("train", "validation")
 AGAIN = "copy or prepare the records again"
 DAMAGED = ("stop", "skip")  # what a row that is damaged is to lead to
@@ -234,7 +237,7 @@ def identity(metadata: Mapping) -> dict:
         "sequence_length": metadata["sequence_length"],
         "tokenizer": metadata["tokenizer"]["digest"],
         **metadata["settings"],
-        "source": [file["sha256"] for file in metadata["source"]],
+        "source": [of["sha256"] for of in metadata["source"]],
     }
 
 

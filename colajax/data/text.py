@@ -4,92 +4,25 @@ import io
 import json
 import lzma
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 from etils import epath
 
+from colajax.data.inputs import COMPRESSIONS, find_files, kind_of
 from colajax.errors import UserError
-from colajax.files import files_under, in_bucket
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}  # as Arrow calls them; xz it does not read
-# A compressed .json file holds lines, as web corpora have it; a plain one is as likely to hold one value, or settings.
-SUFFIXES = (
-    ".txt", ".jsonl", *(f"{kind}{by}" for kind in (".txt", ".jsonl", ".json") for by in COMPRESSIONS), ".parquet",
-    ".arrow",
-)  # fmt: skip
-READ = f".txt, .jsonl, these and .json with {', '.join(COMPRESSIONS)} behind it, .parquet, .arrow"
-CACHE = "cache-"  # begins the names of .arrow files in which the datasets library keeps what it has computed
 ARROW_FILE = b"ARROW1"  # its first bytes, where it is no stream
-NAMED = 10  # files in the line of what is left out
+BUFFER = 2**20  # bytes
 
 
-class Document(NamedTuple):
-    text: str
-    origin: str  # "file", "file:line" or "file:row", counted from 1
+def _refuse(error: UserError) -> None:
+    raise error
 
 
-def find_files(path: epath.PathLike) -> list[epath.Path]:
-    """The text files of a path: itself, or everything with one of SUFFIXES, in any case, anywhere below a folder.
-
-    Sorted by name. Links are followed, and a folder that is reached twice is read once; what is hidden (a name that
-    begins with a dot, in a hidden folder too) is left out.
-    """
-    path = epath.Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if path.is_dir():
-        files = [file for file in _visible_files(path) if _kind(file)]
-        if not files:
-            raise UserError(f"{path}: this folder holds no file that is read: {READ}")
-        return files
-    if not _kind(path):
-        raise UserError(f"{path}: unknown kind of file; expected {READ}")
-    return [path]
-
-
-def left_out(paths: Sequence[epath.PathLike]) -> str:
-    """One line that names the visible files of these folders that `find_files` does not give; empty where it gives all.
-
-    Of many files the first are named.
-    """
-    folders = [epath.Path(path) for path in paths if epath.Path(path).is_dir()]
-    files = [str(file) for folder in folders for file in _visible_files(folder) if not _kind(file)]
-    if not files:
-        return ""
-    more = f", ... ({len(files) - NAMED} more)" if len(files) > NAMED else ""
-    count = "1 file of another kind" if len(files) == 1 else f"{len(files)} files of other kinds"
-    return f"left out: {count}: {', '.join(files[:NAMED])}{more}; read are {READ}"
-
-
-def _visible_files(folder: epath.Path) -> list[epath.Path]:
-    if in_bucket(folder):
-        found = ((str(file), file) for file in files_under(folder))
-        return [file for name, file in sorted(found) if "/." not in name.removeprefix(str(folder))]
-    seen, files = set(), []
-    for where, below, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        if (real := os.path.realpath(where)) in seen:  # a link back up, or a second one to the same place
-            below.clear()
-            continue
-        seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        files += [epath.Path(where) / name for name in names if not name.startswith(".")]
-    return sorted(files, key=str)
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); name folders that can") from error
-
-
-def _kind(file: epath.Path) -> str | None:
-    kind = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), None)
-    return None if kind == ".arrow" and file.name.startswith(CACHE) else kind
-
-
-def read_documents(paths: Sequence[epath.PathLike], text_field: str = "text") -> Iterator[Document]:
+def read_documents(paths: Sequence[epath.PathLike], text_field: str = "text") -> Iterator[str]:
     """Yields the documents of the paths in order: a whole .txt file, a line of .jsonl, a row of .parquet or .arrow.
 
     Text comes as it is, newlines untranslated. Documents of nothing but whitespace are passed over.
@@ -103,16 +36,25 @@ def read_documents(paths: Sequence[epath.PathLike], text_field: str = "text") ->
             row has no string in `text_field`. The first bad one ends the reading.
     """
     for path, files in [(path, find_files(path)) for path in paths]:
-        texts = (document for file in files for document in _read(file, text_field) if document.text.strip())
+        texts = (text for file in files for text in read_file(file, text_field))
         first = next(texts, None)
         if first is None:
-            raise UserError(f"{path}: no text in it, only whitespace or nothing at all")
+            raise no_text(path)
         yield first
         yield from texts
 
 
-def _read(file: epath.Path, text_field: str) -> Iterator[Document]:
-    kind = _kind(file)
+def no_text(path: epath.PathLike) -> UserError:
+    return UserError(f"{path}: no text in it, only whitespace or nothing at all")
+
+
+def read_file(
+    file: epath.Path, text_field: str, start: int = 0, end: int | None = None,
+    bad: Callable[[UserError], None] = _refuse,
+) -> Iterator[str]:  # fmt: skip
+    """As `read_documents`, of one file, or of a plain .jsonl the lines that begin from byte `start` to before `end`, of
+    a .parquet these row groups; bad(error) is called of each document that is not as it should be."""
+    kind = kind_of(file)
     try:
         with file.open("rb") as stream:
             if (compression := COMPRESSIONS.get(os.path.splitext(kind)[1])) == "xz":
@@ -122,15 +64,14 @@ def _read(file: epath.Path, text_field: str) -> Iterator[Document]:
                 compressed = pyarrow.PythonFile(stream, mode="r")
                 stream = io.BufferedReader(pyarrow.CompressedInputStream(compressed, compression))
             if kind.startswith(".txt"):
-                yield _read_text(file, stream)
+                texts = _read_text(file, stream, bad)
             elif kind == ".parquet":
-                table = pyarrow.parquet.ParquetFile(stream)
-                _column_of(file, table.schema_arrow.names, text_field)  # or Arrow reads rows without any column
-                yield from _read_table(file, table.iter_batches(batch_size=1024, columns=[text_field]), text_field)
+                texts = _read_parquet(file, stream, text_field, start, end, bad)
             elif kind == ".arrow":
-                yield from _read_table(file, _arrow_batches(stream), text_field)
+                texts = _read_table(file, _arrow_batches(stream), text_field, 0, bad)
             else:
-                yield from _read_jsonl(file, stream, text_field)
+                texts = _read_jsonl(file, stream, text_field, start, end, bad)
+            yield from (text for text in texts if text.strip())
     except (OSError, EOFError, MemoryError, lzma.LZMAError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         advice = "is it complete and of the kind its name says?"
@@ -142,43 +83,87 @@ def _read(file: epath.Path, text_field: str) -> Iterator[Document]:
         raise UserError(f"{file}: cannot be read ({reason}); {advice}") from error
 
 
-def _read_text(file: epath.Path, stream: io.IOBase) -> Document:
+def _read_text(file: epath.Path, stream: io.IOBase, bad: Callable) -> Iterator[str]:
     blob = stream.read()
     try:
         text = blob.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text: byte {error.start} is 0x{blob[error.start]:02X}") from error
+        bad(UserError(f"{file}: not UTF-8 text: byte {error.start} is 0x{blob[error.start]:02X}"))
+        return
     if "\0" in text:
-        raise UserError(f"{file}: not text but binary: byte {blob.index(0)} is zero")
-    return Document(text.removeprefix("\ufeff"), str(file))
+        bad(UserError(f"{file}: not text but binary: byte {blob.index(0)} is zero"))
+        return
+    yield text.removeprefix("\ufeff")
 
 
-def _read_jsonl(file: epath.Path, stream: io.IOBase, text_field: str) -> Iterator[Document]:
-    for number, line in enumerate(stream, start=1):
+def _read_jsonl(
+    file: epath.Path, stream: io.IOBase, text_field: str, start: int, end: int | None, bad: Callable
+) -> Iterator[str]:
+    for number, line in enumerate(_lines(stream, start, end), start=1):
         if not line.strip():
             continue
-        origin = f"{file}:{number}"
         try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{origin}: not UTF-8: byte {error.start} of the line") from error
-        except ValueError as error:
-            raise UserError(f"{origin}: not JSON ({error})") from error
-        except RecursionError as error:
-            raise UserError(f"{origin}: nested too deeply; expected an object with {text_field!r}") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{origin}: expected a JSON object with {text_field!r}, found a {type(record).__name__}")
-        yield Document(_checked(_field(record, text_field, origin), text_field, origin), origin)
+            text = _text_of(_object_of(line, text_field), text_field)
+        except _Bad as error:
+            bad(UserError(f"{file}:{_lines_before(file, start) + number}: {error}"))
+        else:
+            yield text
 
 
-def _field(record: dict, path: str, origin: str) -> object:
+def _lines(stream: io.IOBase, start: int, end: int | None) -> Iterator[bytes]:
+    """The lines that begin from byte `start` to before `end`."""
+    if start == 0 and end is None:
+        yield from stream
+        return
+    stream.seek(max(0, start - 1))
+    at = start - 1 + len(stream.readline()) if start else 0
+    while (end is None or at < end) and (line := stream.readline()):
+        yield line
+        at += len(line)
+
+
+def _lines_before(file: epath.Path, start: int) -> int:
+    """How many begin before byte `start`."""
+    if start == 0:
+        return 0
+    count, left = 1, start - 1
+    with file.open("rb") as stream:
+        while left and (piece := stream.read(min(left, BUFFER))):
+            count, left = count + piece.count(b"\n"), left - len(piece)
+    return count
+
+
+class _Bad(Exception):
+    """What is wrong with a document, its place not yet said."""
+
+
+def _object_of(line: bytes, text_field: str) -> dict:
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise _Bad(f"not UTF-8: byte {error.start} of the line") from error
+    except ValueError as error:
+        raise _Bad(f"not JSON ({error})") from error
+    except RecursionError as error:
+        raise _Bad(f"nested too deeply; expected an object with {text_field!r}") from error
+    if not isinstance(record, dict):
+        raise _Bad(f"expected a JSON object with {text_field!r}, found a {type(record).__name__}")
+    return record
+
+
+def _text_of(record: dict, path: str) -> str:
     """record[path], or of a path a.b record[a][b]."""
     found = record
     for name in (path,) if path in record else path.split("."):
         if not isinstance(found, dict) or name not in found:
-            fields = ", ".join(record) or "none"
-            raise UserError(f"{origin}: no field {path!r}; it has {fields}; name one with --text_field")
+            raise _Bad(f"no field {path!r}; it has {', '.join(record) or 'none'}; name one with --text_field")
         found = found[name]
+    if not isinstance(found, str):
+        raise _Bad(f"{path!r} is a {type(found).__name__}, expected a string")
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:
+        raise _Bad(f"{path!r} holds half a surrogate pair, not Unicode text") from error
     return found
 
 
@@ -188,6 +173,28 @@ def _column_of(file: epath.Path, names: Sequence[str], text_field: str) -> str:
     if column not in names:
         raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(names)}; name one with --text_field")
     return column
+
+
+def row_groups(file: epath.Path) -> list[int]:
+    """Of a .parquet file the bytes of each, uncompressed."""
+    try:
+        with file.open("rb") as stream:
+            metadata = pyarrow.parquet.ParquetFile(stream).metadata
+            return [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: cannot be read ({reason}); is it complete and of the kind its name says?") from error
+
+
+def _read_parquet(
+    file: epath.Path, stream: io.IOBase, text_field: str, start: int, end: int | None, bad: Callable
+) -> Iterator[str]:
+    table = pyarrow.parquet.ParquetFile(stream)
+    _column_of(file, table.schema_arrow.names, text_field)  # or Arrow reads rows without any column
+    groups = range(table.num_row_groups)
+    before = sum(table.metadata.row_group(group).num_rows for group in groups[:start])
+    batches = table.iter_batches(batch_size=1024, row_groups=list(groups[start:end]), columns=[text_field])
+    yield from _read_table(file, batches, text_field, before, bad)
 
 
 def _arrow_batches(stream: io.IOBase) -> Iterator[pyarrow.RecordBatch]:
@@ -200,26 +207,25 @@ def _arrow_batches(stream: io.IOBase) -> Iterator[pyarrow.RecordBatch]:
         yield from pyarrow.ipc.open_stream(stream)
 
 
-def _read_table(file: epath.Path, batches: Iterator[pyarrow.RecordBatch], text_field: str) -> Iterator[Document]:
-    number = 0
+def _read_table(
+    file: epath.Path, batches: Iterator[pyarrow.RecordBatch], text_field: str, rows_before: int, bad: Callable
+) -> Iterator[str]:
+    number = rows_before
     for batch in batches:
         batch.validate(full=True)  # or what is damaged may end the process
         name = _column_of(file, batch.schema.names, text_field)
         for value in batch.column(batch.schema.names.index(name)):
             number += 1
-            origin = f"{file}:{number}"
             try:
-                text = _field({name: value.as_py()}, text_field, origin)
-            except UnicodeDecodeError as error:
-                raise UserError(f"{origin}: not UTF-8: byte {error.start} of the text") from error
-            yield Document(_checked(text, text_field, origin), origin)
+                text = _text_of({name: _python_of(value)}, text_field)
+            except _Bad as error:
+                bad(UserError(f"{file}:{number}: {error}"))
+            else:
+                yield text
 
 
-def _checked(text: object, text_field: str, origin: str) -> str:
-    if not isinstance(text, str):
-        raise UserError(f"{origin}: {text_field!r} is a {type(text).__name__}, expected a string")
+def _python_of(value: pyarrow.Scalar) -> object:
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{origin}: {text_field!r} holds half a surrogate pair, not Unicode text") from error
-    return text
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        raise _Bad(f"not UTF-8: byte {error.start} of the text") from error

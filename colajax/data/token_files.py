@@ -2,7 +2,7 @@
 Dolma and nanoGPT have them (numpy memmaps; .npy with numpy's own header too)."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
@@ -32,45 +32,50 @@ def find_token_files(path: epath.PathLike, kind: str) -> list[epath.Path]:
     return files
 
 
-def read_token_documents(paths: Sequence[epath.PathLike], kind: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Yields the documents of the paths in order, uint32 [length] without their ends of text; empty ones are passed
-    over, and the last of a file needs no end.
+def read_token_file(
+    file: epath.Path, kind: str, tokenizer: Tokenizer, start: int = 0, end: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yields the documents of a file that begin from its token `start` to before `end`, uint32 [length] without their
+    ends of text; empty ones are passed over, and the last of a file needs no end.
 
     Args:
-        paths: files and folders, local or gs://.
         kind: a key of TYPES.
         tokenizer: whose ids they are.
 
     Raises:
         UserError: see `find_token_files`; an id is not the tokenizer's.
     """
-    for file in [file for path in paths for file in find_token_files(path, kind)]:
-        begun: list[np.ndarray] = []  # of a document that goes on in the next piece
-        for piece in _pieces(file, kind, tokenizer.vocab_size):
-            start = 0
-            for end in np.flatnonzero(piece == tokenizer.eos_id).tolist():
-                document = np.concatenate([*begun, piece[start:end]])
-                begun, start = [], end + 1
-                if len(document):
-                    yield document
-            begun.append(piece[start:])
-        if len(document := np.concatenate([*begun, np.empty(0, np.uint32)])):
-            yield document
+    begun: list[np.ndarray] = []  # of a document that goes on in the next piece
+    inside = start > 0  # a document that began before `start`, perhaps with the token before it
+    for first, piece in _pieces(file, kind, tokenizer.vocab_size, max(0, start - 1)):
+        here = 0
+        for at in np.flatnonzero(piece == tokenizer.eos_id).tolist():
+            document = np.concatenate([*begun, piece[here:at]])
+            if len(document) and not inside:
+                yield document
+            begun, here, inside = [], at + 1, False
+            if end is not None and first + here >= end:
+                return
+        if not inside:
+            begun.append(piece[here:])
+    if len(document := np.concatenate([*begun, np.empty(0, np.uint32)])):
+        yield document
 
 
-def _pieces(file: epath.Path, kind: str, vocab_size: int) -> Iterator[np.ndarray]:
-    dtype, read = np.dtype(TYPES[kind]), 0
+def _pieces(file: epath.Path, kind: str, vocab_size: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of its first token, some tokens) from token `first` on."""
+    dtype = np.dtype(TYPES[kind])
     with file.open("rb") as stream:
-        stream.seek(_begin(file, stream, dtype))
+        stream.seek(_begin(file, stream, dtype) + first * dtype.itemsize)
         while content := stream.read(PIECE):
             piece = np.frombuffer(content, dtype).astype(np.uint32)
             if len(bad := np.flatnonzero(piece >= vocab_size)):
                 raise UserError(
-                    f"{file}: token {read + bad[0]:,} is {piece[bad[0]]:,}, but the tokenizer has {vocab_size:,}: of "
+                    f"{file}: token {first + bad[0]:,} is {piece[bad[0]]:,}, but the tokenizer has {vocab_size:,}: of "
                     f"another tokenizer, or not {kind}"
                 )
-            read += len(piece)
-            yield piece
+            yield first, piece
+            first += len(piece)
 
 
 def _begin(file: epath.Path, stream: io.IOBase, dtype: np.dtype) -> int:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes the versions that an installation gets today, with every extra, to the constraints of one Python:
+# Writes the versions that an installation gets today, with every extra but beam (see beam.txt), to the constraints of one
+# Python:
 #
 #   bash launch/constraints/update.sh python3.13
 #
@@ -10,7 +11,7 @@ venv="$(mktemp -d)"
 trap 'rm -rf "$venv"' EXIT
 "${1:?an interpreter}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check 'pip>=25'
-extras="$(sed -n 's/^        "\([a-z]*\)": .*/\1/p' setup.py | paste --serial --delimiters=,)"
+extras="$(sed -n 's/^        "\([a-z]*\)": .*/\1/p' setup.py | grep --invert-match beam | paste --serial --delimiters=,)"
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --dry-run --report "$venv/report.json" ".[$extras]"
 "$venv/bin/python" - "$venv/report.json" <<'PYTHON'
 import json

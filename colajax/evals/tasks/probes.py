@@ -60,8 +60,8 @@ def write_probes(out: epath.PathLike, seed: int, count: int) -> None:
 def count_contaminated(path: epath.PathLike) -> tuple[int, int]:
     """(documents about held-out people and places, all documents) of a corpus."""
     held_out = total = 0
-    for document in read_documents([path]):
-        about = people_and_place(document.text)
+    for text in read_documents([path]):
+        about = people_and_place(text)
         held_out, total = held_out + (about is not None and is_held_out(*about)), total + 1
     return held_out, total
 

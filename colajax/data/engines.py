@@ -1,0 +1,120 @@
+"""What runs a function of a part on every part of an input: processes of this machine, or Apache Beam."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+
+from etils import epath
+
+from colajax.data.parts import Part
+from colajax.errors import UserError
+
+Function = Callable[[Part], dict]  # picklable; what it makes it writes itself
+PROGRESS_SECONDS = 10
+
+
+class Progress:
+    """Lines of what is done, every few seconds."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self._parts, self._size = len(parts), sum(part.size for part in parts)
+        self._began = self._said = time.monotonic()
+        self._done = self._done_size = self._tokens = 0
+
+    def add(self, part: Part, counts: dict) -> dict:
+        """counts, which is returned: see `part_records.prepare_part`; other functions count no tokens."""
+        self._done, self._done_size = self._done + 1, self._done_size + part.size
+        self._tokens += sum(split["tokens"] for split in counts.get("splits", {}).values())
+        now = time.monotonic()
+        if now >= self._said + PROGRESS_SECONDS:
+            self._said = now
+            self._say(now - self._began)
+        return counts
+
+    def _say(self, spent: float) -> None:
+        rate = f", {self._tokens:,} tokens, {self._tokens / spent:,.0f} tokens/s" if self._tokens else ""
+        left = round(spent * (self._size - self._done_size) / self._done_size)
+        share = f"{self._done_size / self._size:.0%}, {self._done} of {self._parts} parts"
+        print(f"{share}{rate}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} to go", flush=True)
+
+
+def in_processes(function: Function, parts: Sequence[Part], workers: int) -> list[dict]:
+    """Of this machine, or with one worker or one part in this process. They end with this one, however it ends.
+
+    Returns what the function does of each part, in order. Raises what it raises, and UserError when a process is
+    killed.
+    """
+    progress = Progress(parts)
+    if min(workers, len(parts)) < 2:
+        return [progress.add(part, function(part)) for part in parts]
+    spawn = multiprocessing.get_context("spawn")
+    ended = spawn.Event()
+    pool = ProcessPoolExecutor(min(workers, len(parts)), spawn, _start, (ended,))
+    try:
+        futures = {pool.submit(function, part): part for part in parts}
+        for future in as_completed(futures):
+            progress.add(futures[future], future.result())
+        return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of the {workers} processes was killed, as a machine does that runs out of memory; give fewer "
+            f"--workers or take a machine with more memory"
+        ) from error
+    except BaseException:
+        ended.set()  # or what they have begun would be waited for
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(ended) -> None:
+    # Ctrl-C reaches every process; the first one says what there is to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(ended,), daemon=True).start()
+
+
+def _end_with_parent(ended) -> None:
+    """A worker of a killed parent would wait for its next part for ever: it holds the pipe's other end itself."""
+    parent = multiprocessing.parent_process()
+    while parent.is_alive() and not ended.wait(0.2):
+        pass
+    os._exit(1)
+
+
+def in_beam(function: Function, parts: Sequence[Part], flags: Sequence[str], folder: epath.Path) -> None:
+    """By Apache Beam, on the runner that its flags name. folder: one that every worker sees, in which they leave what
+    they refuse, to be raised here."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError("--engine beam: Apache Beam is not here; pip install 'colajax[beam]'") from None
+    for refusal in _refusals(folder):
+        refusal.unlink()
+    with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
+        alone = pipeline | beam.Create(list(enumerate(parts))) | beam.Reshuffle()
+        _ = alone | beam.Map(partial(_refused_to, str(folder), function))
+    for refusal in _refusals(folder):
+        raise UserError(refusal.read_text())
+
+
+REFUSED = ".refused"
+
+
+def _refusals(folder: epath.Path) -> list[epath.Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(REFUSED))
+
+
+def _refused_to(folder: str, function: Function, numbered: tuple[int, Part]) -> None:
+    """Beam would do again what is refused, and raise it with everything around it."""
+    number, part = numbered
+    try:
+        function(part)
+    except UserError as error:
+        (epath.Path(folder) / f"{number:05d}{REFUSED}").write_text(str(error))
