@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -257,15 +258,32 @@ def test_where_beam_is_not_installed_that_is_said(tokenizer, tmp_path, monkeypat
         assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-def test_progress_says_the_share_the_rate_and_the_time_to_go(folder, tokenizer, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_says_the_share_the_rate_and_the_time_to_go(folder, tokenizer, tmp_path, monkeypatch, workers):
+    """Its lines as a part is done are those that a user would see then."""
+    lines, add = [], engines.Progress.add
+
+    def added(progress, part):
+        add(progress, part)
+        lines.append(progress.line())
+
     monkeypatch.setattr(parts, "SMALLEST", 7000)
-    monkeypatch.setattr(engines, "PROGRESS_SECONDS", 0)
-    metadata = prepare([folder], tokenizer.path, tmp_path / "r", LENGTH)
-    lines = capsys.readouterr().out.splitlines()
-    count, tokens = len(metadata["source"]), sum(split["tokens"] for split in metadata["splits"].values())
-    assert len(lines) == count
-    assert lines[-1].startswith(f"100%, {count} of {count} parts, {tokens:,} tokens, ")
+    monkeypatch.setattr(engines.Progress, "add", added)
+    metadata = prepare([folder], tokenizer.path, tmp_path / "r", LENGTH, workers=workers)
+    number, tokens = len(metadata["source"]), sum(split["tokens"] for split in metadata["splits"].values())
+    assert len(lines) == number
+    assert re.fullmatch(rf"\d+%, 3 of {number} parts, [\d,]+ tokens, [\d,]+ tokens/s, 0:\d\d:\d\d to go", lines[2])
+    assert lines[-1].startswith(f"100%, {number} of {number} parts, {tokens:,} tokens, ")
     assert lines[-1].endswith(" tokens/s, 0:00:00 to go")
+
+
+def test_progress_is_printed_while_a_part_is_under_way(tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr(part_records, "WINDOW_TOKENS", 5000)
+    monkeypatch.setattr(part_records, "count", lambda tokens: [engines.count(tokens), time.sleep(0.1)])
+    path = write_corpus(tmp_path / "a.jsonl", DOCUMENTS * 3)
+    prepare([path], tokenizer.path, tmp_path / "r", LENGTH)
+    assert re.search(r"^0%, 0 of 1 parts, [\d,]+ tokens, [\d,]+ tokens/s$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_part_that_two_have_begun_is_made_by_both(tokenizer, tmp_path, monkeypatch):

@@ -20,28 +20,45 @@ PROGRESS_SECONDS = 10
 
 
 class Progress:
-    """Lines of what is done, every few seconds."""
+    """Lines of what is done, every few seconds, while a block runs."""
 
-    def __init__(self, parts: Sequence[Part]):
-        self._parts, self._size = len(parts), sum(part.size for part in parts)
-        self._began = self._said = time.monotonic()
-        self._done = self._done_size = self._tokens = 0
+    def __init__(self, parts: Sequence[Part], tokens):
+        """tokens: a shared counter of those that are packed."""
+        self._parts, self._size, self._tokens = len(parts), sum(part.size for part in parts), tokens
+        self._began, self._done, self._done_size = time.monotonic(), 0, 0
+        self._ended = threading.Event()
 
-    def add(self, part: Part, counts: dict) -> dict:
-        """counts, which is returned: see `part_records.prepare_part`; other functions count no tokens."""
+    def __enter__(self):
+        threading.Thread(target=self._go_on, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc):
+        self._ended.set()
+
+    def add(self, part: Part) -> None:
         self._done, self._done_size = self._done + 1, self._done_size + part.size
-        self._tokens += sum(split["tokens"] for split in counts.get("splits", {}).values())
-        now = time.monotonic()
-        if now >= self._said + PROGRESS_SECONDS:
-            self._said = now
-            self._say(now - self._began)
-        return counts
 
-    def _say(self, spent: float) -> None:
-        rate = f", {self._tokens:,} tokens, {self._tokens / spent:,.0f} tokens/s" if self._tokens else ""
-        left = round(spent * (self._size - self._done_size) / self._done_size)
-        share = f"{self._done_size / self._size:.0%}, {self._done} of {self._parts} parts"
-        print(f"{share}{rate}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} to go", flush=True)
+    def _go_on(self) -> None:
+        while not self._ended.wait(PROGRESS_SECONDS):
+            print(self.line(), flush=True)
+
+    def line(self) -> str:
+        spent, tokens = time.monotonic() - self._began, self._tokens.value
+        share = self._done_size / max(1, self._size)
+        rate = f", {tokens:,} tokens, {tokens / spent:,.0f} tokens/s" if tokens else ""
+        left = round(spent * (1 - share) / share) if share else None
+        to_go = "" if left is None else f", {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} to go"
+        return f"{share:.0%}, {self._done} of {self._parts} parts{rate}{to_go}"
+
+
+_tokens = None  # the shared counter, where progress is told
+
+
+def count(tokens: int) -> None:
+    """To be called by what works on a part."""
+    if _tokens is not None:
+        with _tokens.get_lock():
+            _tokens.value += tokens
 
 
 def in_processes(function: Function, parts: Sequence[Part], workers: int) -> list[dict]:
@@ -50,30 +67,42 @@ def in_processes(function: Function, parts: Sequence[Part], workers: int) -> lis
     Returns what the function does of each part, in order. Raises what it raises, and UserError when a process is
     killed.
     """
-    progress = Progress(parts)
-    if min(workers, len(parts)) < 2:
-        return [progress.add(part, function(part)) for part in parts]
     spawn = multiprocessing.get_context("spawn")
-    ended = spawn.Event()
-    pool = ProcessPoolExecutor(min(workers, len(parts)), spawn, _start, (ended,))
-    try:
-        futures = {pool.submit(function, part): part for part in parts}
-        for future in as_completed(futures):
-            progress.add(futures[future], future.result())
-        return [future.result() for future in futures]
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"one of the {workers} processes was killed, as a machine does that runs out of memory; give fewer "
-            f"--workers or take a machine with more memory"
-        ) from error
-    except BaseException:
-        ended.set()  # or what they have begun would be waited for
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    tokens, ended = spawn.Value("q", 0), spawn.Event()
+    with Progress(parts, tokens) as progress:
+        if min(workers, len(parts)) < 2:
+            return _here(function, parts, progress, tokens)
+        pool = ProcessPoolExecutor(min(workers, len(parts)), spawn, _start, (ended, tokens))
+        try:
+            futures = {pool.submit(function, part): part for part in parts}
+            for future in as_completed(futures):
+                future.result()
+                progress.add(futures[future])
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"one of the {workers} processes was killed, as a machine does that runs out of memory; give fewer "
+                f"--workers or take a machine with more memory"
+            ) from error
+        except BaseException:
+            ended.set()  # or what they have begun would be waited for
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _start(ended) -> None:
+def _here(function: Function, parts: Sequence[Part], progress: Progress, tokens) -> list[dict]:
+    global _tokens
+    _tokens, found = tokens, []
+    for part in parts:
+        found.append(function(part))
+        progress.add(part)
+    return found
+
+
+def _start(ended, tokens) -> None:
+    global _tokens
+    _tokens = tokens
     # Ctrl-C reaches every process; the first one says what there is to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(ended,), daemon=True).start()

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from colajax.data.division import Division, Passage
+from colajax.data.engines import count
 from colajax.data.packing import pack, sections
 from colajax.data.parts import Part, Reading, Tally, content_of, name_of, read_part
 from colajax.data.records import SPLITS, ShardWriter
@@ -192,6 +193,7 @@ class _Split:
         eos_id, pad_id = self._tokenizer.eos_id, self._tokenizer.pad_id
         packed = pack(self._window, self._length, eos_id, pad_id, self._unfinished)
         self._shards.write(packed.rows)
+        count(packed.tokens)
         self._rows += len(packed.rows)
         self._tokens += packed.tokens
         self._cut += packed.cut
