@@ -88,7 +88,7 @@ def block_causal_attention(q, k, v, block_size: int, lengths=None, documents_BxL
     context = KVCache(k[:, 0], v[:, 0]) if blocks > 1 else None
     earlier = jnp.asarray((np.arange(length) // block_size)[None, None, :] < np.arange(blocks)[:, None, None])
     if documents_BxL is not None:
-        # Compared in the loop that masks the scores: nothing of their size is made beside them.
+        # Compared again in every layer: with rematerialisation, what the backward pass keeps is the numbers, (B, L).
         of_queries = jnp.pad(documents_BxL, ((0, 0), (0, padding))).reshape(-1, 1, blocks, block_size, 1)
         same = of_queries == of_queries.swapaxes(-1, -2)
         own_mask = same if own_mask is None else own_mask & same
