@@ -28,6 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.batch_size = 1408  # rows, global
     config.sequence_length = 512  # tokens
+    config.isolate_documents = False  # True: a document sees nothing of the others in its row (configs/README.md)
     config.accumulation_steps = 1  # equal parts that a batch is gone through in
     config.total_steps = 1_000_000
     config.compute_dtype = "bfloat16"  # parameters are float32

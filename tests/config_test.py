@@ -31,7 +31,7 @@ def _variants():
 @pytest.mark.parametrize(("name", "variant"), list(_variants()))
 def test_every_shipped_configuration_builds_its_stage(name, variant):
     config = load_config(f"{ROOT}/configs/{name}:{variant}", [])
-    stage = stage_of(config)(config, pad_id=0)
+    stage = stage_of(config)(config, pad_id=0, eos_id=1)
     shapes = stage.shapes()
     millions = {group: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for group, tree in shapes.items()}
     if variant == "":
@@ -46,7 +46,7 @@ def test_every_shipped_configuration_builds_its_stage(name, variant):
 @pytest.mark.parametrize("stage", ["joint", "ar", "llada"])
 def test_the_eflop_axis_of_the_paper(stage):
     config = load_config(file_of(stage), [])
-    stage = stage_of(config)(config, pad_id=0)
+    stage = stage_of(config)(config, pad_id=0, eos_id=1)
     a_step = 6 * stage.compute_params() * config.batch_size * config.sequence_length / 1e18
     assert [10_000 * a_step, 15_000 * a_step] == pytest.approx([77.86, 116.78], abs=0.01)
 
@@ -67,7 +67,7 @@ def test_every_ablation_changes_what_it_says_and_has_a_stage_1_that_fits(monkeyp
         assert flatten(config.to_dict()) == flatten(loaded(plain).to_dict()) | said
         if f"{name}-vae{size}" in ablations.VARIANTS and quickstart and not of_stage_1:
             first = loaded(f"ablations.py:{name}-vae{size}")
-            stage_of(config)(config, pad_id=0).check_start(first.to_dict())
+            stage_of(config)(config, pad_id=0, eos_id=1).check_start(first.to_dict())
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------
@@ -145,6 +145,7 @@ def test_a_mistake_in_a_configuration_file(program, said, tmp_path):
     ("stage", "overrides", "parts"),
     [
         ("vae", ["vae.block_size=12"], ["sequence_length is 32", "patch_size * block_size = 12", "36"]),
+        ("vae", ["isolate_documents=True", "vae.patch_size=2"], ["config.isolate_documents", "vae.patch_size 2"]),
         ("vae", ["vae.vocab_size=100"], ["config.vae.vocab_size is 100", "500 tokens"]),
         ("vae", ["batch_size=6"], ["batch_size is 6", "accumulation_steps * mask_every = 1 * 4"]),
         ("vae", ["accumulation_steps=3"], ["batch_size is 8", "3 * 4"]),

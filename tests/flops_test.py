@@ -56,7 +56,7 @@ CASES = {
 def stage_with(name, overrides=()):
     shapes = {"vae": SHAPES["vae"], "joint": SHAPES["vae"] + SHAPES["joint"]}.get(name, SHAPES["llama"])
     config = tiny_config(name, *shapes, *overrides)
-    return STAGES[name](config, tiny_runs.PAD), config
+    return STAGES[name](config, tiny_runs.PAD, tiny_runs.END), config
 
 
 def products(jaxpr) -> int:

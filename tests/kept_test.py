@@ -79,7 +79,10 @@ def older(workdir, *keys):
     path.write_text(json.dumps(kept))
 
 
-NEW = ("init_step", "optimizer.decay_steps", "optimizer.rewarm_from", "vae.rope_full_precision", "dit.qk_bias")
+NEW = (
+    "init_step", "optimizer.decay_steps", "optimizer.rewarm_from", "isolate_documents", "vae.rope_full_precision",
+    "dit.qk_bias",
+)  # fmt: skip
 
 
 def test_a_run_that_is_too_old_to_have_a_key_goes_on_with_its_default(digest, tmp_path):
@@ -91,8 +94,9 @@ def test_a_run_that_is_too_old_to_have_a_key_goes_on_with_its_default(digest, tm
     leave_run(workdir, config, digest)
     assert set(NEW) <= flatten(json.loads((workdir / "config.json").read_text())).keys()  # said from now on
     older(workdir, *NEW)
-    with pytest.raises(UserError, match=r"optimizer\.rewarm_from was 0, is 3"):
-        leave_run(workdir, tiny_config("joint", "optimizer.rewarm_from=3"), digest)
+    for key, was, value in (("optimizer.rewarm_from", 0, 3), ("isolate_documents", False, True)):
+        with pytest.raises(UserError, match=f"{key} was {was}, is {value}"):
+            leave_run(workdir, tiny_config("joint", f"{key}={value}"), digest)
     older(workdir, "optimizer.peak")  # there from the beginning: without it nobody knows
     with pytest.raises(UserError, match=r"config\.json: .*optimizer\.peak is missing"):
         leave_run(workdir, config, digest)

@@ -42,7 +42,7 @@ def test_the_runs_of_a_ladder_are_matched(quick):
     schedules = set()
     for one in trained:
         config = one.config(ROOT)
-        stage = stage_of(config)(config, 0)
+        stage = stage_of(config)(config, 0, 1)
         o = config.optimizer
         assert config.total_steps == one.total_steps == one.budgets[-1] == budget_steps(config, stage)[-1]
         data = config.batch_size, config.sequence_length, config.data_seed
@@ -67,7 +67,7 @@ def test_the_paper_s_orderings_share_what_they_have_in_common(name, seeds, train
     for one in runs:
         config = one.config(ROOT)
         if one.stage_one:
-            stage_of(config)(config, 0).check_start(one.stage_one.config(ROOT).to_dict())
+            stage_of(config)(config, 0, 1).check_start(one.stage_one.config(ROOT).to_dict())
         else:
             assert not config.get("init_from")
     if not name.startswith("paper"):

@@ -80,9 +80,9 @@ def test_unused_positions_are_not_seen(block_causal):
 TIMES = np.array([0.3, 0.8], np.float32)
 
 
-def two_copies(dit, z, times=TIMES, lengths=None):
+def two_copies(dit, z, times=TIMES, **masks):
     is_noisy = np.broadcast_to(np.array([False, True])[:, None], z.shape[:3])
-    return dit(z, times, is_noisy, jnp.arange(LATENTS), lengths=lengths)[0]
+    return dit(z, times, is_noisy, jnp.arange(LATENTS), **masks)[0]
 
 
 def test_prior_on_two_copies():

@@ -15,7 +15,7 @@ from colajax.train.state import abstract_state, fresh_state
 def test_bytes_of_the_state_against_arrays(name):
     config = tiny_config(name)
     mesh = make_mesh(ONE_DEVICE, jax.devices()[:1])
-    stage = STAGES[name](config, 0)
+    stage = STAGES[name](config, 0, 1)
     optimizer = optimizer_of(config, stage)
     like = abstract_state(stage, optimizer, mesh)
     state = fresh_state(stage, optimizer, like, seed=0)

@@ -53,11 +53,11 @@ def flat(tree) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def gradients(mesh, stage_name: str) -> dict:
+def gradients(mesh, stage_name: str, *overrides: str) -> dict:
     """{"loss": number, "gradients": flattened, a list}"""
     # 43 words divide over nothing, and 4 masked views not over 8 devices.
     group = "llama" if stage_name in ("ar", "llada") else "vae"
-    stage, config = tiny_runs.make_stage(stage_name, f"{group}.vocab_size=43")
+    stage, config = tiny_runs.make_stage(stage_name, f"{group}.vocab_size=43", *overrides)
     params = tiny_runs.make_params(stage)
     state = TrainState(jnp.int32(5), params, {}, tiny_runs.make_frozen(stage))
     optimizer = make_optimizer(config.optimizer, params, config.total_steps)
@@ -84,7 +84,7 @@ def production(reduction: str):
         ["compute_dtype=bfloat16", f"gradient_reduction={reduction}", "remat=dots", "optimizer.clip=1e9",
          "dit.num_layers=1"],
     )  # fmt: skip
-    stage = JointStage(config, 0)
+    stage = JointStage(config, 0, 1)
     return config, stage, optimizer_of(config, stage)
 
 
@@ -168,7 +168,7 @@ def hashes(mesh, stage_name: str, records: str, parts: int, seed: int = 66) -> s
     """A digest of everything that the loss of STEPS updates reads: rows, noise, times, masks."""
     probe, *overrides = PROBES[stage_name]
     config = tiny_runs.tiny_config(stage_name, "batch_size=16", f"seed={seed}", *overrides)
-    stage = probe(config, 0)
+    stage = probe(config, 0, 1)
     stage.weights = {"zero": 1.0}
     params = jax.device_put({group: np.zeros(8, np.float32) for group in stage.groups}, replicated(mesh))
     loader = Loader(records, "train", config.batch_size, config.sequence_length, config.data_seed)

@@ -93,7 +93,7 @@ def test_a_large_parameter_that_would_lie_whole_everywhere_is_named():
 @pytest.mark.parametrize("sizes", [(8, 16, 1), (1, 8, 16), (16, 1, 8), (1, 32, 4)])
 def test_parameters_and_optimizer_of_the_paper_s_models_are_divided(stage, sizes):
     config = load_config(file_of(stage), ["init_from=somewhere"] if stage == "joint" else [])
-    stage = STAGES[stage](config, 0)
+    stage = STAGES[stage](config, 0, 1)
     state = abstract_state(stage, optimizer_of(config, stage), mesh(*sizes))
     whole = sum(leaf.size for leaf in jax.tree.leaves(state))
     own = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state))

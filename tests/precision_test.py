@@ -62,7 +62,7 @@ def relative_errors(stage_name: str, rows: int, length: int, overrides: tuple) -
 
     def gradients(dtype: str) -> dict:
         config = load_config(spec(stage_name), [*given, f"compute_dtype={dtype}"])
-        stage = STAGES[stage_name](config, 0)
+        stage = STAGES[stage_name](config, 0, 1)
         params = away_from_start(jax.jit(stage.init)(jax.random.key(0)), 1)
         frozen = {"reference": away_from_start(params["vae"]["encoder"], 2)} if stage_name == "joint" else {}
         share = 1 / np.arange(1, stage.vocab_size)

@@ -50,7 +50,7 @@ run_main(__main__.main)
 def budgets(stage: str, steps) -> str:
     """The override whose budgets these steps reach."""
     config = tiny_config(stage, "init_from=x") if stage == "joint" else tiny_config(stage)
-    per_step = stage_of(config)(config, 0).eflops_per_step(config.batch_size)
+    per_step = stage_of(config)(config, 0, 1).eflops_per_step(config.batch_size)
     return f"budgets={tuple((step - 0.5) * per_step for step in steps)}"
 
 
@@ -224,7 +224,7 @@ def test_a_run_left_alone_has_reported_every_step_and_moved_every_group(runs):
 
 def test_every_line_and_checkpoint_says_what_it_has_cost(stage_two):
     config = tiny_config("joint", *stage_two.overrides)
-    ledger = functools.partial(JointStage(config, 0).ledger, config.batch_size)
+    ledger = functools.partial(JointStage(config, 0, 1).ledger, config.batch_size)
     lines = [json.loads(line) for line in stage_two.metrics("alone").splitlines()]
     assert all({name: line[name] for name in ledger(1)} == ledger(line["step"]) for line in lines)
     with ocp.CheckpointManager(stage_two.folder / "alone" / "checkpoints") as manager:

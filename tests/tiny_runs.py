@@ -138,7 +138,7 @@ def read_metrics(workdir) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-PAD, ROWS, VOCABULARY = 0, 8, 40
+PAD, END, ROWS, VOCABULARY = 0, 1, 8, 40
 SHAPE = (
     "vae.dim=16", "vae.ffn_dim=24", f"vae.vocab_size={VOCABULARY}", "vae.patch_size=2", "vae.block_size=4",
     "objective.mask_every=2", "objective.mask_rate=0.4", "objective.beta=0.03", "objective.lambda_mask=0.4",
@@ -161,7 +161,7 @@ def make_stage(name, *overrides, use_variation=True):
         with config.unlocked():  # nothing of the loss may rest on these two being 1 and 0
             config.vae.scaling_factor, config.vae.shifting_factor = 1.25, 0.1
             config.vae.use_variation = use_variation
-    return STAGES[name](config, PAD), config
+    return STAGES[name](config, PAD, END), config
 
 
 def make_tokens(seed=0):

@@ -35,7 +35,7 @@ def main() -> None:
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} {value}: expected more than 0")
     config = with_total_steps(config, stage_of(config))
-    stage = stage_of(config)(config, 0)
+    stage = stage_of(config)(config, 0, 0)
     steps = config.total_steps if args.steps is None else args.steps
     if args.eflops is not None:
         steps = stage.step_of(args.eflops, config.batch_size)

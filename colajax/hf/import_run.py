@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from colajax.data.tokenizer import Tokenizer, load_tokenizer, pad_id_of
+from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.errors import UserError
 from colajax.files import check_writable, whole
 from colajax.hf import layout, names
@@ -71,7 +71,7 @@ def make_run(
     vocabulary = config[stage_of(config).groups[0]].vocab_size
     if tokenizer.vocab_size > vocabulary:
         raise UserError(f"{tokenizer.path}: {tokenizer.vocab_size} tokens; the model's vocabulary has {vocabulary}")
-    stage = stage_of(config)(config, pad_id_of(tokenizer, vocabulary))
+    stage = stage_of(config)(config, 0, 0)  # whose shapes hang on no token
     shapes = state_shapes(stage, optimizer_of(config, stage))
     with whole(workdir, last="config.json") as partial:
         partial.mkdir()

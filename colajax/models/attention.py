@@ -5,6 +5,8 @@ its own copy of the sequence. Block-causal self-attention, the two-copy layout o
 each sample, where noisy queries see clean keys of earlier blocks and noisy keys of their own) and a generation step
 against a cache differ in what the context is, and in nothing else. So no 2L x 2L mask exists: two copies cost
 2 L (L + block) scores. The baselines' attention is the same with the whole row as one block: L^2 scores.
+
+Where the document of each position is given, a position reads those of its own alone; blocks stay where they are.
 """
 
 from typing import NamedTuple
@@ -43,7 +45,7 @@ def attend(q, k, v, own_mask, context: KVCache | None, context_mask):
     """Attention of blocks to themselves and to a context.
 
     q, k, v: (B, C, N, S, H, K); own_mask: booleans that broadcast to (B, C, N, S, S), queries by keys of the block, or
-    None; context.k, context.v: (B, J, H, K), shared by the copies; context_mask: broadcasts to (B, C, N, 1, J).
+    None; context.k, context.v: (B, J, H, K), shared by the copies; context_mask: broadcasts to (B, C, N, S, J).
     Scores, softmax in float32. Returns (B, C, N, S, H, K) in q's dtype.
     """
     dtype, precision = q.dtype, precision_of(q.dtype)
@@ -64,11 +66,12 @@ def attend(q, k, v, own_mask, context: KVCache | None, context_mask):
     return _joint_softmax(scores, values)
 
 
-def block_causal_attention(q, k, v, block_size: int, lengths=None):
+def block_causal_attention(q, k, v, block_size: int, lengths=None, documents_BxL=None):
     """Copy 0 is the clean one: every copy reads copy 0's keys of earlier blocks and its own keys of its own block.
 
     q, k, v: (B, C, L, H, K); L need not be a multiple of block_size. lengths: (B,) positions in use, or None for L;
-    it matters only where a block holds both used and unused positions. Returns (B, C, L, H, K).
+    it matters only where a block holds both used and unused positions. documents: (B, L) numbers, or None: all see
+    all. Returns (B, C, L, H, K).
     """
     copies, length = q.shape[1:3]
     blocks = -(-length // block_size)
@@ -83,19 +86,29 @@ def block_causal_attention(q, k, v, block_size: int, lengths=None):
         return x.reshape(x.shape[0], copies, blocks, block_size, *x.shape[3:])
 
     context = KVCache(k[:, 0], v[:, 0]) if blocks > 1 else None
-    earlier = (np.arange(length) // block_size)[None, None, :] < np.arange(blocks)[:, None, None]
-    out = attend(split(q), split(k), split(v), own_mask, context, jnp.asarray(earlier))
+    earlier = jnp.asarray((np.arange(length) // block_size)[None, None, :] < np.arange(blocks)[:, None, None])
+    if documents_BxL is not None:
+        # Compared again in every layer: with rematerialisation, what the backward pass keeps is the numbers, (B, L).
+        of_queries = jnp.pad(documents_BxL, ((0, 0), (0, padding))).reshape(-1, 1, blocks, block_size, 1)
+        same = of_queries == of_queries.swapaxes(-1, -2)
+        own_mask = same if own_mask is None else own_mask & same
+        earlier = earlier & (of_queries == documents_BxL[:, None, None, None])
+    out = attend(split(q), split(k), split(v), own_mask, context, earlier)
     return out.reshape(out.shape[0], copies, blocks * block_size, *out.shape[4:])[:, :, :length]
 
 
-def row_attention(q, k, v, *, causal: bool, lengths=None):
+def row_attention(q, k, v, *, causal: bool, lengths=None, documents_BxL=None):
     """A row as one block: a position reads itself and those before it (causal), or all. q, k, v: (B, L, H, K); lengths:
-    (B,) positions in use, or None for L; the others are read by none. Returns (B, L, H, K)."""
+    (B,) positions in use, or None for L; the others are read by none. documents: (B, L) numbers, or None: all see all.
+    Returns (B, L, H, K)."""
     length = q.shape[1]
     mask = _up_to_own_block(length, 1) if causal else None
     if lengths is not None:
         used = (jnp.arange(length) < lengths[:, None])[:, None, None, None]
         mask = used if mask is None else used & mask
+    if documents_BxL is not None:
+        same = (documents_BxL[:, :, None] == documents_BxL[:, None])[:, None, None]
+        mask = same if mask is None else same & mask
     q, k, v = (x[:, None, None] for x in (q, k, v))
     return attend(q, k, v, mask, None, None)[:, 0, 0]
 

@@ -28,8 +28,12 @@ class Decoder(nnx.Module):
             dim, config.vocab_size, ("table", None), bias=config.bias, result=jnp.float32, **make
         )
 
-    def hidden(self, z_BxLxD, *, lengths=None, positions=None, cache: KVCache | None = None, context_lengths=None):
-        """Everything before the vocabulary. z: (B, L, D). Returns (h (B, T, M), keys and values of every layer).
+    def hidden(
+        self, z_BxLxD, *, lengths=None, documents_BxL=None, positions=None, cache: KVCache | None = None,
+        context_lengths=None,
+    ):  # fmt: skip
+        """Everything before the vocabulary. z: (B, L, D); documents: (B, L), the number of each latent's, which then
+        sees its own alone. Returns (h (B, T, M), keys and values of every layer).
 
         With a cache (every layer's), z is one block of the prior a sample at positions (B, S), and context_lengths (B,)
         of the cached positions are seen."""
@@ -38,7 +42,10 @@ class Decoder(nnx.Module):
         positions = jnp.arange(x.shape[1]) if positions is None else positions
 
         def apply(block, x, layer_cache):
-            return block(x, positions, lengths=lengths, cache=layer_cache, context_lengths=context_lengths)
+            return block(
+                x, positions, lengths=lengths, documents_BxL=documents_BxL, cache=layer_cache,
+                context_lengths=context_lengths,
+            )  # fmt: skip
 
         x, kv = layers.scan_layers(self.blocks, apply, x, cache, remat=self.remat)
         # Output channel c * patch_size + p is channel c of the patch's token p.

@@ -93,10 +93,12 @@ class DiTBlock(nnx.Module):
         self.up = layers.Linear(dim, config.expand_ratio * dim, ("embed", "mlp"), **make)
         self.down = layers.Linear(config.expand_ratio * dim, dim, ("mlp", "embed"), **make)
 
-    def __call__(self, x, embedding: Embedding, positions, *, lengths=None, cache=None, context_lengths=None):
+    def __call__(
+        self, x, embedding: Embedding, positions, *, lengths=None, documents_BxL=None, cache=None, context_lengths=None
+    ):
         """x: (B, C, L, M). Returns (x, this layer's keys and values of copy 0, (B, L, H, K))."""
         with jax.named_scope("attention"):
-            a, kv = self._attention(x, embedding, positions, lengths, cache, context_lengths)
+            a, kv = self._attention(x, embedding, positions, lengths, documents_BxL, cache, context_lengths)
             x = add_gated(x, self.msa_out(embedding), a)
         with jax.named_scope("mlp"):
             h = self.up(modulate(self.norm(x), self.mlp_in(embedding)))
@@ -104,7 +106,7 @@ class DiTBlock(nnx.Module):
             x = add_gated(x, self.mlp_out(embedding), by_sample(self.down(h)))
         return by_sample(x), kv
 
-    def _attention(self, x, embedding, positions, lengths, cache, context_lengths):
+    def _attention(self, x, embedding, positions, lengths, documents_BxL, cache, context_lengths):
         """What attention adds before its gate, and the keys and values of copy 0."""
         config = self.config
         qkv = self.qkv(modulate(self.norm(x), self.msa_in(embedding)))
@@ -115,7 +117,7 @@ class DiTBlock(nnx.Module):
         q = layers.rotate_interleaved(self.q_norm(q), positions, frequencies)
         k = layers.rotate_interleaved(self.k_norm(k), positions, frequencies)
         if cache is None:
-            o = block_causal_attention(q, k, v, config.block_size, lengths)
+            o = block_causal_attention(q, k, v, config.block_size, lengths, documents_BxL)
         else:
             o = cached_attention(q, k, v, cache, context_lengths)
         return by_sample(self.out(o.reshape(*x.shape[:3], -1))), KVCache(k[:, 0], v[:, 0])
@@ -139,19 +141,23 @@ class DiT(nnx.Module):
         )
 
     def __call__(
-        self, z_BxCxLxD, times_B, is_noisy_BxCxL, positions, *, lengths=None,
+        self, z_BxCxLxD, times_B, is_noisy_BxCxL, positions, *, lengths=None, documents_BxL=None,
         cache: KVCache | None = None, context_lengths=None, with_kv=False,
     ):  # fmt: skip
         """Velocity (B, C, L, D) float32, and with `with_kv` the keys and values of copy 0, (layers, B, L, H, K).
 
         times: (B,) or (1,) in 0..1, of the positions where is_noisy (B, C, L) holds; the others are clean, time 0. The
         modulation is computed once per distinct time. positions: broadcasts to (B, C, L). Without a cache the copies
-        attend block-causally (lengths: (B,) latents in use, only needed where a block is partly used); with a cache
-        (every layer's) z is one block a sample, copy c seeing context_lengths (B, C) cached positions."""
+        attend block-causally (lengths: (B,) latents in use, only needed where a block is partly used; documents: (B, L)
+        numbers, a latent then sees its own document alone, in either copy); with a cache (every layer's) z is one block
+        a sample, copy c seeing context_lengths (B, C) cached positions."""
         embedding = Embedding(self.time(jnp.zeros((1,), times_B.dtype)), self.time(times_B), is_noisy_BxCxL)
 
         def apply(block, x, layer_cache):
-            x, kv = block(x, embedding, positions, lengths=lengths, cache=layer_cache, context_lengths=context_lengths)
+            x, kv = block(
+                x, embedding, positions, lengths=lengths, documents_BxL=documents_BxL, cache=layer_cache,
+                context_lengths=context_lengths,
+            )  # fmt: skip
             return x, kv if with_kv else None
 
         x = by_sample(self.latent_in(z_BxCxLxD))

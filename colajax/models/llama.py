@@ -28,11 +28,15 @@ class LlamaBlock(nnx.Module):
         self.up = layers.Linear(dim, inner, ("embed", "mlp"), **make_linear)
         self.down = layers.Linear(inner, dim, ("mlp", "embed"), **make_linear)
 
-    def __call__(self, x_BxTxM, positions, *, lengths=None, cache: KVCache | None = None, context_lengths=None):
+    def __call__(
+        self, x_BxTxM, positions, *, lengths=None, documents_BxT=None, cache: KVCache | None = None,
+        context_lengths=None,
+    ):  # fmt: skip
         """x: (B, T, M); positions: (B, T) or (T,); arguments as in `Llama.hidden`, of one layer. Returns (x, the
         layer's new keys and values, (B, T, H, K))."""
         with jax.named_scope("attention"):
-            a, kv = self._attention(self.norm_attn(x_BxTxM), positions, lengths, cache, context_lengths)
+            h = self.norm_attn(x_BxTxM)
+            a, kv = self._attention(h, positions, lengths, documents_BxT, cache, context_lengths)
             x = by_sample(x_BxTxM + a)
         with jax.named_scope("mlp"):
             h = self.norm_ffn(x)
@@ -40,7 +44,7 @@ class LlamaBlock(nnx.Module):
             f = by_sample(self.down(jax.nn.silu(gate) * up))
         return by_sample(x + f), kv
 
-    def _attention(self, h_BxTxM, positions, lengths, cache, context_lengths):
+    def _attention(self, h_BxTxM, positions, lengths, documents_BxT, cache, context_lengths):
         """What attention adds, (B, T, M), and the layer's new keys and values."""
         heads = (*h_BxTxM.shape[:2], self.config.num_attention_heads, self.config.head_dim)
         q, k, v = (
@@ -50,7 +54,7 @@ class LlamaBlock(nnx.Module):
         frequencies = layers.rope_frequencies(self.config.head_dim, self.config.rope_theta)
         q, k = (layers.rotate_half(a, positions, frequencies) for a in (q, k))
         if cache is None:
-            o = row_attention(q, k, v, causal=self.causal, lengths=lengths)
+            o = row_attention(q, k, v, causal=self.causal, lengths=lengths, documents_BxL=documents_BxT)
         else:
             one_copy = (a[:, None] for a in (q, k, v))
             inner = 1 if self.causal else None
@@ -82,17 +86,21 @@ class Llama(nnx.Module):
         )  # fmt: skip
 
     def hidden(
-        self, tokens_BxT, *, lengths=None, positions=None, cache: KVCache | None = None, context_lengths=None,
-        with_kv=False,
+        self, tokens_BxT, *, lengths=None, documents_BxT=None, positions=None, cache: KVCache | None = None,
+        context_lengths=None, with_kv=False,
     ):  # fmt: skip
         """Everything before the vocabulary, (B, T, M), and with `with_kv` new keys and values, (layers, B, T, H, K).
 
-        lengths: (B,) positions in use, or None for all; the others are read by none. positions: (B, T) or (T,), by
-        default 0..T-1. With a cache (every layer's) the tokens follow context_lengths (B,) cached positions of their
-        sample, and `positions` says where they stand."""
+        lengths: (B,) positions in use, or None for all; the others are read by none. documents: (B, T), the number of
+        each token's, which then sees its own alone. positions: (B, T) or (T,), by default 0..T-1. With a cache (every
+        layer's) the tokens follow context_lengths (B,) cached positions of their sample, and `positions` says where
+        they stand."""
 
         def apply(block, x, layer_cache):
-            x, kv = block(x, positions, lengths=lengths, cache=layer_cache, context_lengths=context_lengths)
+            x, kv = block(
+                x, positions, lengths=lengths, documents_BxT=documents_BxT, cache=layer_cache,
+                context_lengths=context_lengths,
+            )  # fmt: skip
             return x, kv if with_kv else None
 
         positions = jnp.arange(tokens_BxT.shape[1]) if positions is None else positions

@@ -42,18 +42,21 @@ class Encoder(nnx.Module):
         with jax.named_scope("embedding"):
             return by_sample(self.embedding(tokens_BxT).astype(self.dtype))
 
-    def __call__(self, tokens_BxT, lengths=None):
+    def __call__(self, tokens_BxT, lengths=None, documents_BxL=None):
         """tokens: (B, T) in 0..vocab_size, T a multiple of patch_size, vocab_size standing for a masked token.
-        lengths: (B,) latents in use, needed only without block_causal. Returns mean and logvar, (B, L, D) float32;
-        logvar is None without use_variation."""
+        lengths: (B,) latents in use, needed only without block_causal. documents: (B, L), the number of each latent's,
+        which then sees its own alone. Returns mean and logvar, (B, L, D) float32; logvar is None without use_variation.
+        """
         config = self.config
         x = self.embed(tokens_BxT)
         x = self.patch(x.reshape(x.shape[0], -1, config.patch_size * config.dim))
         x = by_sample(x)
         positions = jnp.arange(x.shape[1])
-        x, _ = layers.scan_layers(
-            self.blocks, lambda block, x, _: (block(x, positions, lengths=lengths)[0], None), x, remat=self.remat
-        )
+
+        def apply(block, x, _):
+            return block(x, positions, lengths=lengths, documents_BxL=documents_BxL)[0], None
+
+        x, _ = layers.scan_layers(self.blocks, apply, x, remat=self.remat)
         head = self.head(x)
         mean, logvar = jnp.split(head, 2, axis=-1) if config.use_variation else (head, None)
         if config.encoder_last_ln:

@@ -37,12 +37,15 @@ class VAEBlock(nnx.Module):
         self.down = layers.Linear(hidden, config.dim, ("mlp", "embed"), bias=config.bias, **make_linear)
         self.dtype = dtype
 
-    def __call__(self, x_BxLxM, positions, *, lengths=None, cache: KVCache | None = None, context_lengths=None):
+    def __call__(
+        self, x_BxLxM, positions, *, lengths=None, documents_BxL=None, cache: KVCache | None = None,
+        context_lengths=None,
+    ):  # fmt: skip
         """x: (B, L, M); positions: (B, L) or (L,). With a cache (one layer's) x is one block of the prior a sample, and
         context_lengths (B,) says how much of the cache each sees. Returns (x, the layer's new keys and values)."""
         config = self.config
         with jax.named_scope("attention"):
-            a, kv = self._attention(x_BxLxM, positions, lengths, cache, context_lengths)
+            a, kv = self._attention(x_BxLxM, positions, lengths, documents_BxL, cache, context_lengths)
         x = self.norm_attn(x_BxLxM) + a if config.post_norm else x_BxLxM + a
         h = x if config.post_norm else self.norm_ffn(x)
         with jax.named_scope("mlp"):
@@ -51,7 +54,7 @@ class VAEBlock(nnx.Module):
         x = x + (self.norm_ffn(f) if config.post_norm else f)
         return by_sample(x), kv
 
-    def _attention(self, x_BxLxM, positions, lengths, cache, context_lengths):
+    def _attention(self, x_BxLxM, positions, lengths, documents_BxL, cache, context_lengths):
         """What attention adds, (B, L, M), and the layer's new keys and values."""
         config = self.config
         h = x_BxLxM if config.post_norm else self.norm_attn(x_BxLxM)
@@ -68,7 +71,7 @@ class VAEBlock(nnx.Module):
         one_copy = (a[:, None] for a in (q, k, v))
         block_size = config.block_size if config.block_causal else x_BxLxM.shape[1]
         if cache is None:
-            o = block_causal_attention(*one_copy, block_size, lengths)
+            o = block_causal_attention(*one_copy, block_size, lengths, documents_BxL)
         else:
             o = cached_attention(*one_copy, cache, context_lengths[:, None], block_size=block_size)
         return by_sample(self.out(o.reshape(x_BxLxM.shape))), KVCache(k, v)

@@ -42,7 +42,7 @@ def activation_bytes(config, make_stage: Callable, state: TrainState, mesh: Mapp
     fuses some of it away) or more (temporaries of the largest layer), and the tensor axis is taken to divide none of
     it."""
     # What a row costs does not hang on the batch that it is measured in.
-    batch_size = 8 * make_stage(config, 0).rows_together
+    batch_size = 8 * make_stage(config, 0, 0).rows_together
     alone = changed(config, accumulation_steps=1, mesh=ONE_DEVICE, batch_size=batch_size)
     rows = config.batch_size / (batch_shares(mesh) * config.accumulation_steps)
     gradients = _shard_bytes(state.params) * (1 if config.accumulation_steps == 1 else 2)
@@ -52,7 +52,7 @@ def activation_bytes(config, make_stage: Callable, state: TrainState, mesh: Mapp
 @functools.cache
 def _kept_per_row(config: FrozenConfigDict, make_stage: Callable) -> int:
     """Bytes of residuals that a batch has more for every row more."""
-    stage = make_stage(config, 0)
+    stage = make_stage(config, 0, 0)
     trainable = stage.trainable(0)
 
     def residuals(params, frozen, tokens):

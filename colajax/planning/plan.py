@@ -36,8 +36,8 @@ ASSUMED = 0.4  # of a GPU's peak, in matrix products of which full rematerialisa
 
 
 def make_plan(config, make_stage: Callable, topology: Topology) -> dict:
-    """The plan of a run, compiled where there is a compiler. make_stage(config, pad_id) -> Stage. Where `fits` is False
-    the compiler refused the step, and there is nothing about time. Raises UserError as training does."""
+    """The plan of a run, compiled where there is a compiler. make_stage(config, pad_id, eos_id) -> Stage. Where `fits`
+    is False the compiler refused the step, and there is nothing about time. Raises UserError as training does."""
     if not topology.devices:
         return analytic_plan(config, make_stage, topology)
     mesh = make_mesh(config.mesh, topology.devices)
@@ -97,7 +97,7 @@ def analytic_plan(config, make_stage: Callable, topology: Topology) -> dict:
 def _set_up(config, make_stage: Callable, mesh):
     """(stage, optimizer, abstract state) of a run on a mesh, with devices or without."""
     check_batch(mesh, config.batch_size, config.accumulation_steps)
-    stage = make_stage(config, 0)
+    stage = make_stage(config, 0, 0)
     optimizer = optimizer_of(config, stage)
     return stage, optimizer, abstract_state(stage, optimizer, mesh)
 

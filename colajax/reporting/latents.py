@@ -14,6 +14,7 @@ from colajax.models.text_vae import TextVAE
 from colajax.parallel.mesh import make_mesh
 from colajax.sampling.base import EVERY_DEVICE, parameters_like
 from colajax.sampling.load import all_finite, run_tokenizer
+from colajax.stages.base import documents_of
 from colajax.train.checkpoint import read_params
 
 TEXT_VAES = ("vae", "joint")  # the stages that have one
@@ -42,9 +43,10 @@ def latents_of(workdir, config: dict, records) -> Latents:
         raise UserError(f"{workdir}: step {step} holds NaN or infinity among its parameters; leave this run out")
     rows = held_out.read(range(min(ROWS, len(held_out))))
     rows = rows[:, : rows.shape[1] - rows.shape[1] % vae.patch_size]
-    pad = held_out.metadata["tokenizer"]["pad_id"]
+    pad, end = (held_out.metadata["tokenizer"][name] for name in ("pad_id", "eos_id"))
     lengths = jnp.asarray((rows != pad).sum(1) // vae.patch_size)
-    means = jax.jit(lambda params, rows: model.bind(params).encoder(rows, lengths)[0])(params["vae"], rows)
+    documents = documents_of(rows, end) if config["isolate_documents"] else None
+    means = jax.jit(lambda params, rows: model.bind(params).encoder(rows, lengths, documents)[0])(params["vae"], rows)
     first = rows[:, :: vae.patch_size]
     places, shares = principal_components(np.asarray(means, np.float64)[first != pad])
     return Latents(step, places, shares, [tokenizer.decode([int(token)]).strip() for token in first[first != pad]])

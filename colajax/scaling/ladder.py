@@ -124,7 +124,7 @@ def _config(root: Path, member: Member, overrides: tuple[str, ...]) -> ConfigDic
 def _marks(root: Path, member: Member, shared: tuple[str, ...]) -> tuple[tuple[int, ...], int, int]:
     """(steps of the budgets, last step, tokens of a step)."""
     config = _config(root, member, (*shared, *member.overrides, *(("init_from=x",) if member.stage_one else ())))
-    stage = stage_of(config)(config, 0)
+    stage = stage_of(config)(config, 0, 0)
     return budget_steps(config, stage), config.total_steps, config.batch_size * config.sequence_length
 
 

@@ -16,14 +16,15 @@ class ARStage(LlamaStage):
     DENOMINATORS = {"next_token": "targets", "accuracy": "targets"}
 
     def examples(self, tokens, draw: Draw) -> dict:
-        targets, weight = next_tokens(tokens, self.pad_id)
+        targets, weight = next_tokens(tokens, self.pad_id, self.documents(tokens))
         return {"tokens": tokens, "targets": targets, "weight": weight}
 
     def counts(self, examples: dict) -> dict:
         return {"targets": examples["weight"].sum()}
 
     def terms(self, params, frozen, examples, trainable, diagnostics=False) -> dict:
-        nll, right = self.scores(params, examples["tokens"], examples["targets"])
+        tokens = examples["tokens"]
+        nll, right = self.scores(params, tokens, examples["targets"], self.documents(tokens))
         weight = examples["weight"]
         return {"next_token": (weight * nll).sum(), "accuracy": sum_where(weight > 0, right)}
 

@@ -27,6 +27,8 @@ class Stage(abc.ABC):
 
     vocab_size: int  # of the first group; a tokenizer may have as many tokens
     pad_id: int
+    eos_id: int
+    isolate_documents: bool  # a document of a row sees itself alone
     sequence_length: int  # tokens of a row
     period: int = 1  # after so many steps `trainable` begins again
     init_from: str = ""  # workdir of another run that this one begins with
@@ -123,6 +125,10 @@ class Stage(abc.ABC):
             "exact_eflops": exact / 1e18,
         }
 
+    def documents(self, tokens_BxT):
+        """`documents_of` the rows, or None where attention crosses the documents in a row."""
+        return documents_of(tokens_BxT, self.eos_id) if self.isolate_documents else None
+
     def mean(self, name: str, total, counts: dict):
         """The sum of a term as a mean; a count of zero leaves a sum of zero."""
         return total / jnp.maximum(counts[self.DENOMINATORS.get(name, "latents")], 1)
@@ -165,6 +171,13 @@ def sum_where(where, values):
 def latents_of(tokens_are_text, patch_size: int):
     """A latent counts where it stands for at least one token that is not padding: (B, T) -> (B, L) booleans."""
     return tokens_are_text.reshape(tokens_are_text.shape[0], -1, patch_size).any(-1)
+
+
+def documents_of(tokens_BxT, eos_id: int):
+    """The document of each token, (B, T) int32: how many ends of text there are before it in the row. An end of text is
+    of the document that it ends, and the padding behind the last one of none that has a token."""
+    is_end = tokens_BxT == eos_id
+    return jnp.cumsum(is_end, axis=1) - is_end
 
 
 def check_step(config, rows_together: int, unit: str = "accumulation_steps") -> None:

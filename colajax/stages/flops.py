@@ -19,7 +19,8 @@ class Keys(enum.Enum):
     """Which keys of attention are counted.
 
     ALLOWED: those that the mask lets a query see. The convention of MFU and of plans: what is multiplied and thrown
-    away is no useful work. COMPUTED: all that the program multiplies, for the ledger of what a run has cost.
+    away is no useful work; documents that are isolated count as one, since how long they are is the data's. COMPUTED:
+    all that the program multiplies, for the ledger of what a run has cost.
     """
 
     ALLOWED = "allowed"

@@ -32,8 +32,8 @@ class JointStage(TextVAEStage):
         "flow": "noisy", "flow_floor": "noisy", "flow_swapped": "noisy", "flow_by_time": "noisy_by_time",
     }  # fmt: skip
 
-    def __init__(self, config, pad_id: int):
-        super().__init__(config, pad_id)
+    def __init__(self, config, pad_id: int, eos_id: int):
+        super().__init__(config, pad_id, eos_id)
         self.dit_config: DiTConfig = from_mapping(DiTConfig, config.dit.to_dict(), "config.dit")
         check_pair(self.vae_config, self.dit_config)
         check_lengths(self.vae_config.patch_size, self.dit_config.block_size, config.sequence_length)
@@ -135,20 +135,21 @@ class JointStage(TextVAEStage):
 
     def terms(self, params, frozen, examples, trainable, diagnostics=False) -> dict:
         tokens = examples["tokens"]
+        documents = self.documents(tokens)
         valid = latents_of(tokens != self.pad_id, self.vae_config.patch_size)
         if "vae" in trainable or diagnostics:
             terms, (mean, logvar, z) = self.vae_terms(params["vae"], examples)
         else:
-            mean, logvar = self.encode(self.encoder.bind(params["vae"]["encoder"]), tokens)
+            mean, logvar = self.encode(self.encoder.bind(params["vae"]["encoder"]), tokens, documents)
             z = normalise(self.vae_config, elbo.sample_posterior(mean, logvar, examples["posterior_noise"]))
             terms = self.posterior_terms(mean, logvar, valid)
         if frozen:
-            reference = self.encode(self.encoder.bind(frozen["reference"]), tokens)
+            reference = self.encode(self.encoder.bind(frozen["reference"]), tokens, documents)
             divergence = elbo.kl_between(mean, logvar, *reference)
             terms["kl_reference"] = jnp.where(valid, divergence, 0).sum()
-        return terms | self._flow_terms(params["dit"], z, examples, valid, diagnostics)
+        return terms | self._flow_terms(params["dit"], z, examples, documents, valid, diagnostics)
 
-    def _flow_terms(self, params: dict, z, examples: dict, valid, diagnostics: bool) -> dict:
+    def _flow_terms(self, params: dict, z, examples: dict, documents, valid, diagnostics: bool) -> dict:
         dit, given, noise, t = self.dit.bind(params), examples["given"], examples["noise"], examples["time"]
         clean = jax.lax.stop_gradient(z)
         noisy = jnp.where(given[..., None], clean, fm.interpolate(z, noise, t))
@@ -157,7 +158,8 @@ class JointStage(TextVAEStage):
         predicted = self._predicted(examples)
 
         def errors(context):
-            velocity, _ = dit(jnp.stack([context, noisy], axis=1), t, is_noisy, positions)
+            copies = jnp.stack([context, noisy], axis=1)
+            velocity, _ = dit(copies, t, is_noisy, positions, documents_BxL=documents)
             return jnp.where(predicted, ((velocity[:, 1] - (noise - z)) ** 2).mean(-1), 0).sum(-1)
 
         error = errors(clean)

@@ -20,8 +20,8 @@ class LLaDAStage(LlamaStage):
     weights = {"masked_tokens": 1.0}
     DENOMINATORS = {"masked_tokens": "tokens", "accuracy": "masked", "masked_by_time": "masked_by_time"}
 
-    def __init__(self, config, pad_id: int):
-        super().__init__(config, pad_id)
+    def __init__(self, config, pad_id: int, eos_id: int):
+        super().__init__(config, pad_id, eos_id)
         self.objective = o = config.objective
         if not 0 < o.least_rate < 1:
             raise UserError(f"config.objective.least_rate is {o.least_rate}: expected a probability between 0 and 1")
@@ -48,7 +48,7 @@ class LLaDAStage(LlamaStage):
         masked = weight > 0
         view = jnp.where(masked, self.llama_config.mask_id, tokens)
         used = jnp.where(tokens != self.pad_id, jnp.arange(1, tokens.shape[1] + 1), 0).max(-1)
-        nll, right = self.scores(params, view, tokens, used)
+        nll, right = self.scores(params, view, tokens, self.documents(tokens), used)
         by_row = jnp.where(masked, nll, 0).sum(-1)
         return {
             "masked_tokens": (weight * nll).sum(),

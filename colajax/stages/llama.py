@@ -18,9 +18,10 @@ class LlamaStage(Stage):
     groups = ("llama",)
     causal: bool  # the mask of attention; the bidirectional network has a row more in its embedding, the masked token
 
-    def __init__(self, config, pad_id: int):
+    def __init__(self, config, pad_id: int, eos_id: int):
         self.llama_config: LlamaConfig = from_mapping(LlamaConfig, config.llama.to_dict(), "config.llama")
-        self.sequence_length, self.pad_id = config.sequence_length, pad_id
+        self.sequence_length = config.sequence_length
+        self.pad_id, self.eos_id, self.isolate_documents = pad_id, eos_id, config.isolate_documents
         self.vocab_size = self.llama_config.vocab_size
         check_step(config, self.rows_together)
         make = dict(causal=self.causal, mask_row=not self.causal, remat=config.remat)
@@ -36,9 +37,9 @@ class LlamaStage(Stage):
     def init(self, key: jax.Array) -> dict:
         return {"llama": self.llama.init(key)}
 
-    def scores(self, params: dict, inputs, targets, lengths=None):
+    def scores(self, params: dict, inputs, targets, documents, lengths=None):
         """-log p(target) (B, T) in nats, and (B, T) booleans: whether the target is the most likely token."""
-        logits, _ = self.llama.bind(params["llama"])(inputs, lengths=lengths)
+        logits, _ = self.llama.bind(params["llama"])(inputs, lengths=lengths, documents_BxT=documents)
         with jax.named_scope("cross_entropy"):
             return elbo.cross_entropy(logits, targets), elbo.logit_of(logits, targets) >= logits.max(-1)
 

@@ -25,16 +25,23 @@ class TextVAEStage(Stage):
 
     DENOMINATORS = {"reconstruction": "tokens", "accuracy": "tokens", "mask": "masked", "mask_accuracy": "masked"}
 
-    def __init__(self, config, pad_id: int):
+    def __init__(self, config, pad_id: int, eos_id: int):
         self.vae_config: VAEConfig = from_mapping(VAEConfig, config.vae.to_dict(), "config.vae")
-        self.objective, self.sequence_length, self.pad_id = config.objective, config.sequence_length, pad_id
+        self.objective, self.sequence_length = config.objective, config.sequence_length
+        self.pad_id, self.eos_id, self.isolate_documents = pad_id, eos_id, config.isolate_documents
         self.vocab_size = self.vae_config.vocab_size
         if not self.vae_config.use_variation:
             if self.objective.fixed_log_snr is not None:
                 raise UserError("config.objective.fixed_log_snr: expected None for a VAE without use_variation")
             if self.objective.beta:
                 raise UserError("config.objective.beta: expected 0 for a VAE without use_variation, which has no KL")
-        check_lengths(self.vae_config.patch_size, self.vae_config.block_size, config.sequence_length)
+        patch = self.vae_config.patch_size
+        if self.isolate_documents and patch > 1:
+            raise UserError(
+                f"config.isolate_documents: expected False with config.vae.patch_size {patch}, where a latent may hold "
+                f"the end of one document and the beginning of the next"
+            )
+        check_lengths(patch, self.vae_config.block_size, config.sequence_length)
         self.rows_together = self._rows_together()
         check_step(config, self.rows_together, "accumulation_steps * mask_every")
         make = dict(dtype=jnp.dtype(config.compute_dtype), remat=config.remat)
@@ -66,9 +73,9 @@ class TextVAEStage(Stage):
             counts["masked"] = examples["masked"][:: self.objective.mask_every].sum()
         return {name: count.astype(jnp.float32) for name, count in counts.items()}
 
-    def encode(self, encoder: Encoder, tokens):
+    def encode(self, encoder: Encoder, tokens, documents):
         """Posterior mean and logvar (B, L, D), with the variance fixed where the objective says so."""
-        mean, logvar = encoder(tokens)
+        mean, logvar = encoder(tokens, documents_BxL=documents)
         if self.objective.fixed_log_snr is not None:
             logvar = elbo.fixed_logvar(mean, self.objective.fixed_log_snr)
         return mean, logvar
@@ -90,16 +97,17 @@ class TextVAEStage(Stage):
         vae, every = self.vae.bind(params), self.objective.mask_every
         tokens, noise = examples["tokens"], examples["posterior_noise"]
         rows = tokens.shape[0]
+        targets = jnp.concatenate([tokens, tokens[::every]]) if every else tokens
+        documents = self.documents(targets)
         if every:
             masked = examples["masked"][::every]
             view = jnp.where(masked, self.vae_config.mask_id, tokens[::every])
-            mean, logvar = self.encode(vae.encoder, by_sample(jnp.concatenate([tokens, view])))
+            mean, logvar = self.encode(vae.encoder, by_sample(jnp.concatenate([tokens, view])), documents)
             noise = jnp.concatenate([noise, examples["masked_posterior_noise"][::every]])
         else:
-            mean, logvar = self.encode(vae.encoder, tokens)
+            mean, logvar = self.encode(vae.encoder, tokens, documents)
         z = normalise(self.vae_config, elbo.sample_posterior(mean, logvar, noise))
-        logits, _ = vae.decoder(z)
-        targets = jnp.concatenate([tokens, tokens[::every]]) if every else tokens
+        logits, _ = vae.decoder(z, documents_BxL=documents)
         with jax.named_scope("cross_entropy"):
             nll = elbo.cross_entropy(logits, targets)
             right = elbo.logit_of(logits, targets) >= logits.max(-1)

@@ -12,8 +12,8 @@ class VAEStage(TextVAEStage):
 
     groups = ("vae",)
 
-    def __init__(self, config, pad_id: int):
-        super().__init__(config, pad_id)
+    def __init__(self, config, pad_id: int, eos_id: int):
+        super().__init__(config, pad_id, eos_id)
         self.weights = {"reconstruction": 1.0, "kl": config.objective.beta, "mask": config.objective.lambda_mask}
 
     def trainable(self, step: int) -> tuple[str, ...]:

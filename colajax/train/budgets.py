@@ -28,10 +28,10 @@ def budget_steps(config, stage) -> tuple[int, ...]:
 
 def with_total_steps(config, make_stage: Callable):
     """The configuration; where it gives EFLOPs in place of steps (total_steps 0), with the step of its last budget.
-    make_stage(config, pad_id) -> Stage. Raises UserError as `budget_steps` does."""
+    make_stage(config, pad_id, eos_id) -> Stage. Raises UserError as `budget_steps` does."""
     if config.total_steps or not config.budgets:
         return config
-    return changed(config, total_steps=budget_steps(config, make_stage(config, 0))[-1])
+    return changed(config, total_steps=budget_steps(config, make_stage(config, 0, 0))[-1])
 
 
 def check_kept(workdir: epath.Path, config, steps: tuple[int, ...], start: int) -> None:

@@ -19,8 +19,8 @@ from colajax.train.watchdog import ended_if_it_hangs
 
 
 def train(config, make_stage: Callable, workdir: epath.PathLike, *, began: float | None = None) -> int:
-    """Trains until config.total_steps, from whatever `workdir` holds. make_stage(config, pad_id) -> Stage; began:
-    time.time() when the process did.
+    """Trains until config.total_steps, from whatever `workdir` holds. make_stage(config, pad_id, eos_id) -> Stage;
+    began: time.time() when the process did.
 
     Every process of a run calls this alike; the first alone writes what people read. Returns 0 when the run is
     complete, or 128 + the number of the signal (SIGINT, SIGTERM) that stopped it, after saving. Raises UserError on a

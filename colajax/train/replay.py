@@ -43,7 +43,8 @@ def replay(file: epath.Path, config, make_stage: Callable) -> Replayed:
         raise UserError(f"{file}: batch {recorded.batch} of {config.records} has other rows; name the run's records")
     mesh = make_mesh(config.mesh)
     check_batch(mesh, config.batch_size, config.accumulation_steps)
-    stage = make_stage(config, loader.records.metadata["tokenizer"]["pad_id"])
+    tokenizer = loader.records.metadata["tokenizer"]
+    stage = make_stage(config, tokenizer["pad_id"], tokenizer["eos_id"])
     optimizer = optimizer_of(config, stage)
     like = abstract_state(stage, optimizer, mesh)
     since = _checkpoint_before(workdir, recorded)

@@ -36,7 +36,7 @@ LAYERS = (
 )  # fmt: skip
 
 
-def check_layout(config, make_stage: Callable, pad_id: int, mesh: Mesh) -> None:
+def check_layout(config, make_stage: Callable, pad_id: int, eos_id: int, mesh: Mesh) -> None:
     """Raises UserError unless the terms and derivatives of a training step on `mesh` are those of one device.
 
     Every process of a run calls this alike, before its own arrays are there. Compared are, in this order, of every term
@@ -46,9 +46,9 @@ def check_layout(config, make_stage: Callable, pad_id: int, mesh: Mesh) -> None:
     if mesh.size == 1:
         return
     config = _of_few_layers(config)
-    stage = make_stage(config, pad_id)
+    stage = make_stage(config, pad_id, eos_id)
     for trainable in sorted({stage.trainable(step) for step in range(min(stage.period, config.total_steps))}):
-        found = agreed(_differences(config, stage, pad_id, mesh, trainable))
+        found = agreed(_differences(config, stage, mesh, trainable))
         for name, difference, tolerance in found:
             if not difference <= tolerance:
                 sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -112,7 +112,7 @@ def _of_few_layers(config) -> ConfigDict:
     return few
 
 
-def _differences(config, stage, pad_id: int, mesh: Mesh, trainable: tuple[str, ...]) -> list[tuple[str, float, float]]:
+def _differences(config, stage, mesh: Mesh, trainable: tuple[str, ...]) -> list[tuple[str, float, float]]:
     """(name, relative difference, tolerance) of everything that is compared."""
     rows, unit = config.batch_size // config.accumulation_steps, stage.rows_together
     places = rows // unit
@@ -133,7 +133,7 @@ def _differences(config, stage, pad_id: int, mesh: Mesh, trainable: tuple[str, .
     )  # fmt: skip
     with jax.default_device(alone):
         parameters_alone, on_one = jax.device_put(parameters, alone), jax.jit(_derivatives(*make))
-        tokens = _text(kinds * unit, config.sequence_length, stage.vocab_size, pad_id)
+        tokens = _text(kinds * unit, config.sequence_length, stage)
         draw = training_draw(config.seed, 0, np.arange(len(tokens)))
         examples = jax.tree.map(np.asarray, jax.jit(lambda t: stage.examples(t, draw))(tokens))
         parts = [jax.tree.map(lambda a, k=k: a[k * unit : (k + 1) * unit], examples) for k in range(kinds)]
@@ -193,12 +193,13 @@ def _derivatives(stage, trainable: tuple[str, ...], reduction: str, mesh: Mesh |
     return derivatives if mesh is None else over_mesh
 
 
-def _text(rows: int, length: int, vocab_size: int, pad_id: int) -> np.ndarray:
-    """Random tokens (rows, length); rows end in padding of several lengths."""
-    tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, length)).astype(np.int32)
-    tokens[tokens == pad_id] = (pad_id + 1) % vocab_size
+def _text(rows: int, length: int, stage) -> np.ndarray:
+    """Random tokens (rows, length); a document ends in each row, and rows end in padding of several lengths."""
+    tokens = np.random.default_rng(0).integers(0, stage.vocab_size, (rows, length)).astype(np.int32)
+    tokens[tokens == stage.pad_id] = (stage.pad_id + 1) % stage.vocab_size
     for row in range(rows):
-        tokens[row, length - row % 3 * (length // 4) :] = pad_id
+        tokens[row, length // 4 + row % (length // 4 + 1)] = stage.eos_id
+        tokens[row, length - row % 3 * (length // 4) :] = stage.pad_id
     return tokens
 
 

@@ -69,8 +69,8 @@ class _Parts(NamedTuple):
 
 
 def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock, ends: ExitStack) -> Run:
-    """Every process of a run calls this alike. make_stage(config, pad_id) -> Stage; ends: to be closed when the run
-    ends, as until then it holds the workdir. Raises UserError, in all of them, on a configuration that does not fit
+    """Every process of a run calls this alike. make_stage(config, pad_id, eos_id) -> Stage; ends: to be closed when the
+    run ends, as until then it holds the workdir. Raises UserError, in all of them, on a configuration that does not fit
     itself, the devices, the records, or the run in workdir."""
     program = versions() | {"commit": commit()}
     mesh = share_errors(lambda: make_mesh(config.mesh))
@@ -80,8 +80,8 @@ def set_up(config, make_stage: Callable, workdir: epath.Path, clock: Clock, ends
         {"the run's step": parts.start, "init_step": parts.init_step, "the configuration": config_digest(config)}
         | parts.facts | program
     )  # fmt: skip
-    check_layout(config, make_stage, parts.loader.records.metadata["tokenizer"]["pad_id"], mesh)
     stage, like = parts.stage, parts.like
+    check_layout(config, make_stage, stage.pad_id, stage.eos_id, mesh)
 
     # ---- parameters, in order of priority: this run's checkpoint; the run it begins with; fresh ---------------------
     facts, loaded = parts.facts, None
@@ -114,7 +114,7 @@ def _find(config, make_stage: Callable, workdir: epath.Path, mesh: Mesh) -> _Par
     alerts_of(config.alerts)
     loader, held_out = loader_of(config, "train"), loader_of(config, "validation")
     metadata, tokenizer = loader.records.metadata, loader.records.tokenizer()
-    stage = make_stage(config, metadata["tokenizer"]["pad_id"])
+    stage = make_stage(config, metadata["tokenizer"]["pad_id"], metadata["tokenizer"]["eos_id"])
     if tokenizer.vocab_size > stage.vocab_size:
         raise UserError(
             f"config.{stage.groups[0]}.vocab_size is {stage.vocab_size}: the tokenizer of {config.records} has "
