@@ -25,6 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data_seed = 6198
     # A folder made by tools/prepare_data.py, or shares of several from a step on: "((0, {DIR: .7, DIR: .3}), ...)".
     config.records = ""
+    config.records_cache = ""  # a folder on each machine's disk to which they are copied first, whole and once
 
     config.batch_size = 1408  # rows, global
     config.sequence_length = 512  # tokens

@@ -89,8 +89,11 @@ def stage_one(corpus, records, tmp_path_factory):
     run("vae", alone, f"records={records}", vocabulary)
     workdir, given = BUCKET / "vae", (f"records={corpus}", vocabulary)
     run("vae", workdir, *given, stop=(9, 6, saved_marker(workdir, 4)), status=-signal.SIGKILL)
-    out, _ = run("vae", workdir, *given)
+    cache = tmp_path_factory.mktemp("cache")
+    out, _ = run("vae", workdir, *given, f"records_cache={cache}")  # which may change
     assert "going on from step 4\n" in out
+    (copy,) = cache.glob("records-*")
+    assert {file.name for file in copy.iterdir()} == {file.name for file in records.iterdir()}
     return workdir, alone
 
 
@@ -131,7 +134,7 @@ def test_a_killed_run_goes_on_to_the_bits_of_one_on_local_disk(stage_one):
     assert (workdir / "metrics.jsonl").read_text() == (alone / "metrics.jsonl").read_text()
     assert {path.name for path in workdir.iterdir()} == {path.name for path in alone.iterdir()}
     found, expected = (json.loads((folder / "config.json").read_text()) for folder in (workdir, alone))
-    assert {key for key in found if found[key] != expected[key]} <= {"records"}
+    assert {key for key in found if found[key] != expected[key]} <= {"records", "records_cache"}
     # Of the run that was killed there are some if they were on their way: nothing waits for them.
     assert sum(file.name.startswith("events.") for file in files_under(workdir / "tensorboard")) in (1, 2)
 

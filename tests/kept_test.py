@@ -53,7 +53,7 @@ def test_operational_keys_may_change_when_a_run_goes_on(digest, tmp_path):
     workdir = leave_run(tmp_path / "run", tiny_config("joint", "init_from=here"), digest)
     operational = [
         "records=elsewhere", "log_every=3", "eval_every=7", "eval_rows=4", "checkpoint_every=2", "keep_every=9",
-        "init_from=moved", "remat=full", "accumulation_steps=2", "mesh.fsdp=2",
+        "init_from=moved", "records_cache=disk", "remat=full", "accumulation_steps=2", "mesh.fsdp=2",
     ]  # fmt: skip
     changed = tiny_config("joint", *operational)
     leave_run(workdir, changed, digest)

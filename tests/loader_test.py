@@ -9,11 +9,11 @@ import shutil
 import grain
 import numpy as np
 import pytest
-from array_record.python import array_record_module
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colajax.data import shards
 from colajax.data.loader import Loader
 from colajax.data.prepare import prepare
 from colajax.data.records import FEW, Records, ShardWriter, check_tokenizer, read_metadata
@@ -183,18 +183,16 @@ def test_a_shard_that_is_another_one_is_named_when_a_row_of_it_is_read(copy, tmp
 def test_a_start_opens_one_shard_and_asks_once_for_the_length_of_each(folder, monkeypatch):
     """However many shards there are: what each costs is one look at its length, several at a time."""
     opened, lengths = [], []
-    reader, stat = array_record_module.ArrayRecordReader, os.stat
-    monkeypatch.setattr(
-        array_record_module, "ArrayRecordReader", lambda path, *a, **k: opened.append(path) or reader(path, *a, **k)
-    )
+    reader, stat = shards.ArrayRecordReader, os.stat
+    monkeypatch.setattr(shards, "ArrayRecordReader", lambda path, **k: opened.append(path) or reader(path, **k))
     monkeypatch.setattr(os, "stat", lambda path, *a, **k: lengths.append(os.fspath(path)) or stat(path, *a, **k))
     records = Records.open(folder, "train")
-    shards = sorted(str(path) for path in folder.glob("train-*"))
-    assert len(shards) > 4
-    assert opened == shards[:1]
-    assert sorted(path for path in lengths if "array_record" in str(path)) == shards
+    files = sorted(str(path) for path in folder.glob("train-*"))
+    assert len(files) > 4
+    assert opened == files[:1]
+    assert sorted(path for path in lengths if "array_record" in str(path)) == files
     batch = records.read(range(len(records)))
-    assert sorted(opened) == shards  # each once, when it is read
+    assert sorted(opened) == files  # each once, when it is read
     np.testing.assert_array_equal(batch, list(records))
 
 
@@ -293,7 +291,6 @@ def test_what_is_away_for_now_is_not_skipped(folder, monkeypatch):
     def away(*_):
         raise RuntimeError("UNAVAILABLE: 503")
 
-    monkeypatch.setattr(type(records._source), "__getitem__", away)
-    monkeypatch.setattr(type(records._source), "__getitems__", away)
+    monkeypatch.setattr(shards.Shards, "_read", away)
     with pytest.raises(UserError, match="503"):
         records.read([3])

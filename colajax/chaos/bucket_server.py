@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -35,12 +36,14 @@ class BucketServer:
 
     mode: "pass", "read_only" (403 to every write), "anonymous" (401), "unavailable" (503) or "cut" (no answer: the
     connection ends); may change at any time.
-    log: (method, path) of every request so far.
+    delay: seconds for which each request is held back by itself, as one of a distant bucket is; may change at any time.
+    log: (method, path) of every request so far; most_at_once: of them that were under way together.
     """
 
     def __init__(self, bucket: str = "bucket"):
-        self.bucket, self.mode = bucket, "pass"
+        self.bucket, self.mode, self.delay = bucket, "pass", 0.0
         self.log: list[tuple[str, str]] = []  # method, path
+        self.most_at_once, self._under_way, self._lock = 0, 0, threading.Lock()
         self._listener = _Proxy(self)
         self.address = f"127.0.0.1:{self._listener.server_port}"
         self.url = f"http://{self.address}"
@@ -80,6 +83,19 @@ class BucketServer:
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
         }
+
+    @contextlib.contextmanager
+    def counted(self, request: tuple[str, str]) -> Iterator[None]:
+        """A request (method, path), while it is under way."""
+        with self._lock:
+            self.log.append(request)
+            self._under_way += 1
+            self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
 
     def close(self) -> None:
         self._server.kill()
@@ -129,7 +145,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _pass_on(self):
         server = self.server.bucket_server
         body = self._body()
-        server.log.append((self.command, urllib.parse.unquote(self.path)))
+        with server.counted((self.command, urllib.parse.unquote(self.path))):
+            time.sleep(server.delay)
+            self._answer_from(server, body)
+
+    def _answer_from(self, server: BucketServer, body: bytes) -> None:
         status, message = _MODES.get(server.mode, (0, ""))
         if server.mode == "cut":
             self.close_connection = True

@@ -9,8 +9,19 @@ import grain
 import numpy as np
 from etils import epath
 
-from colajax.data.mixture import Interleaving, Sources, identity_of, names_of, schedule_of
+from colajax.data.local_copy import local_copies
+from colajax.data.mixture import Interleaving, Sources, folders_of, identity_of, names_of, schedule_of
 from colajax.errors import UserError
+
+
+def batches_ahead(rows: int) -> int:
+    """How many batches of so many rows are being read, or wait to be taken, at once.
+
+    As soon as one is taken the next is begun, so that a consumer who never waits has no more read than it takes, and
+    one who does has `shards.AT_ONCE` shards read at any time. Rows are bounded, and with them memory: 2,048 of 512
+    tokens are 4 MB, and what a v5p-512 of eight processes takes in two seconds, which a bucket may be slow.
+    """
+    return max(4, min(16, 2048 // rows))
 
 
 class Loader:
@@ -24,7 +35,7 @@ class Loader:
 
     def __init__(
         self, records: epath.PathLike, split: str, batch_size: int, sequence_length: int, seed: int,
-        damaged: str = "stop",
+        damaged: str = "stop", *, check: bool = True, cache: epath.PathLike = "",
     ):  # fmt: skip
         """Opens and checks the records (see `Records.open`).
 
@@ -32,11 +43,12 @@ class Loader:
             records: a folder, or a schedule of weights (see `mixture`).
             sequence_length: of the model; UserError if the records have another.
             seed: of the order, 0 to 2**32 - 1.
-            damaged: see `Records.open`.
+            damaged, check: see `Records.open`.
+            cache: a folder from whose copies the records are read, see `local_copies`; "" for none.
         """
         schedule = schedule_of(records)
-        folders = list(dict.fromkeys(folder for entry in schedule for folder in entry.weights))
-        self.records = Sources(folders, split, damaged)
+        folders = folders_of(schedule)
+        self.records = Sources(local_copies(folders, cache) if cache else folders, split, damaged, check=check)
         if (found := self.records.metadata["sequence_length"]) != sequence_length:
             raise UserError(
                 f"{folders[0]}: rows of {found} tokens, but the config's sequence_length is {sequence_length}; "
@@ -99,8 +111,8 @@ class Loader:
         self, start_step: int, rows: Sequence[int] | None = None,
         failed: Callable[[int, UserError], None] = lambda step, error: None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
-        """batch(start_step, rows), batch(start_step + 1, rows), ..., read ahead by a few threads; failed(step, error)
-        is called by one of them where a batch cannot be read, which is before its turn comes to raise that."""
+        """batch(start_step, rows), batch(start_step + 1, rows), ..., read ahead (see `batches_ahead`); failed(step,
+        error) is called by another thread where a batch cannot be read, before its turn comes to raise that."""
 
         def read(step: int) -> np.ndarray:
             try:
@@ -109,7 +121,8 @@ class Loader:
                 failed(int(step), error)
                 raise
 
-        read_ahead = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+        ahead = batches_ahead(self._batch_size if rows is None else len(rows))
+        read_ahead = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
         steps = grain.MapDataset.range(start_step, sys.maxsize // self._batch_size)
         yield from steps.map(read).to_iter_dataset(read_ahead)
 

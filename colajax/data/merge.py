@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 from colajax.data.part_records import COUNTS, Job, prepare_part
-from colajax.data.parts import SLOW, Part, documents_of_inputs
+from colajax.data.parts import Part, documents_of_inputs
 from colajax.data.records import SPLITS
 from colajax.data.text import no_text
 from colajax.errors import UserError
-from colajax.files import give_name
+from colajax.files import AT_ONCE, give_name
 
 REASONS = {"copy": "copies of earlier ones", "short": "too short", "long": "too long", "bad": "bad"}
 
@@ -24,7 +24,7 @@ def counts_of(job: Job, parts: Sequence[Part]) -> list[dict]:
             raise UserError(f"{job.path(part)}: not there though it was made; do all workers write to one place?")
         return prepare_part(job, part)
 
-    with ThreadPoolExecutor(SLOW) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(counts, parts))
 
 
@@ -84,5 +84,5 @@ def give_names(
             for part, count in zip(parts, counts, strict=True)
             for shard in count["splits"][name]["shards"]
         ]
-        with ThreadPoolExecutor(SLOW) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(give_name, written, [folder / shard["file"] for shard in split["shards"]]))

@@ -52,6 +52,11 @@ def schedule_of(records: epath.PathLike) -> tuple[Entry, ...]:
     return tuple(Entry(step, _whole_weights(step, weights)) for step, weights in entries)
 
 
+def folders_of(schedule: Sequence[Entry]) -> list[str]:
+    """Every folder that it names, once."""
+    return list(dict.fromkeys(folder for entry in schedule for folder in entry.weights))
+
+
 def _whole_weights(step: int, weights: dict[str, float]) -> dict[str, int]:
     """The smallest whole numbers with the same ratios."""
     numbers = weights.values()
@@ -101,9 +106,9 @@ class Sources:
     """The rows of several records folders, one folder's after the other's: len(sources), read. What every row is made
     with, metadata's sequence_length and tokenizer, is the same in all."""
 
-    def __init__(self, folders: Sequence[epath.PathLike], split: str, damaged: str):
+    def __init__(self, folders: Sequence[epath.PathLike], split: str, damaged: str, *, check: bool):
         """Raises UserError as `Records.open`, and where folders have other tokenizers or lengths."""
-        self._of = [Records.open(folder, split, damaged) for folder in folders]
+        self._of = [Records.open(folder, split, damaged, check=check) for folder in folders]
         self.split, self.metadata = split, self._of[0].metadata
         for folder, records in zip(folders, self._of, strict=True):
             for what, found, expected in (
@@ -124,10 +129,13 @@ class Sources:
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """int32 [len(indices), sequence_length]."""
-        found = np.empty((len(indices), self.metadata["sequence_length"]), np.int32)
+        begun = []
         for records, rows in zip(self._of, self.rows, strict=True):
             if places := [place for place, index in enumerate(indices) if index in rows]:
-                found[places] = records.read([indices[place] - rows.start for place in places])
+                begun.append((places, records.begin([indices[place] - rows.start for place in places])))
+        found = np.empty((len(indices), self.metadata["sequence_length"]), np.int32)
+        for places, finish in begun:
+            found[places] = finish()
         return found
 
     def tokenizer(self) -> Tokenizer:

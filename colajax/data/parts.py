@@ -16,11 +16,10 @@ from colajax.data.text import read_file, row_groups
 from colajax.data.token_files import TYPES, read_token_file
 from colajax.data.tokenizer import Tokenizer
 from colajax.errors import UserError
-from colajax.files import in_bucket
+from colajax.files import AT_ONCE, in_bucket
 
 MOST = 1024  # parts of a large input, but for what cannot be cut
 SMALLEST, LARGEST = 2**25, 2**30  # bytes of one
-SLOW = 16  # requests at once to a file server or a bucket
 
 
 class Range(NamedTuple):
@@ -90,7 +89,7 @@ class Tally:
 def parts_of(files: Sequence[epath.Path], token_type: str | None = None) -> list[Part]:
     """The parts of some files, in order: small files together, and large ones cut where a document ends, if their kind
     allows that (plain .jsonl, .parquet, tokens). A function of the files' lengths alone."""
-    with ThreadPoolExecutor(SLOW) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         known = list(pool.map(_known, files))
         size = min(max(sum(length for length, _ in known) // MOST, SMALLEST), LARGEST)
         large = [(file, length, token_type, size) for file, (length, _) in zip(files, known, strict=True)]

@@ -19,22 +19,19 @@ a text of one part has the same rows in 2 and 3. Format 1 has no divided_by: sec
 to both splits, and an end of text stands after each stretch of one split.
 """
 
-import bisect
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from colajax.data.shards import Shards
 from colajax.data.tokenizer import Tokenizer, load_tokenizer
 from colajax.errors import UserError, refusal_of, warn
-from colajax.files import in_bucket, move
+from colajax.files import in_bucket, lengths, move
 
 FORMAT_VERSION = 3
 READ_VERSIONS = (1, 2, 3)
@@ -110,40 +107,42 @@ class Records:
     def __init__(self, directory: epath.Path, split: str, metadata: Mapping, damaged: str = "stop"):
         self.directory, self.split, self.metadata = directory, split, metadata
         self._skips, self._skipped = damaged == "skip", set()
-        self._shards = metadata["splits"][split]["shards"]
-        self._ends = list(accumulate(shard["rows"] for shard in self._shards))
-        # Told how many rows a file has, the library opens it when one of them is read.
-        self._source = ArrayRecordDataSource([f"{directory / s['file']}[0:{s['rows']}]" for s in self._shards])
+        shards = metadata["splits"][split]["shards"]
+        self._shards = Shards([f"{directory}/{s['file']}" for s in shards], [s["rows"] for s in shards])
 
     @classmethod
-    def open(cls, directory: epath.PathLike, split: str, damaged: str = "stop") -> "Records":
-        """Opens "train" or "validation": looks whether every shard is there, on a local disk in its length too, and
-        reads the first row.
+    def open(cls, directory: epath.PathLike, split: str, damaged: str = "stop", *, check: bool = True) -> "Records":
+        """Opens "train" or "validation": looks whether every shard is there in its length, and reads the first row.
 
         A start thus costs one listing and not a read of every shard; what is inside a shard is checked with every row.
-        damaged, of DAMAGED: with "skip", `read` has the next row that is whole in place of one that is damaged.
+
+        Args:
+            damaged: of DAMAGED; with "skip", `read` has the next row that is whole in place of one that is damaged.
+            check: of many processes that open the same folder one needs to look at its shards; the others trust the
+                metadata, and a shard that is not as it says is named when a row of it is read.
 
         Raises:
             UserError: not a records folder, a version this code does not know, or a shard that is missing or has not
-                the bytes (on a local disk) or the row length that the metadata states.
+                the bytes or the row length that the metadata states.
         """
         directory = epath.Path(directory)
         metadata = read_metadata(directory)
         if split not in metadata["splits"]:
             raise UserError(f"{directory}: no split {split!r}; it has {', '.join(metadata['splits'])}")
-        _check_shards(directory, metadata["splits"][split]["shards"])
+        if check:
+            _check_shards(directory, metadata["splits"][split]["shards"])
         records = cls(directory, split, metadata, damaged)
         records.read([0])
         return records
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._shards)
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         try:
-            record = self._source[index]
+            (record,) = self._shards.begin([index])()
         except RuntimeError as error:
             if refused := refusal_of(error):  # what is away for now, as a bucket may be, is no damage
                 raise type(refused)(f"{self._place(index)} cannot be read ({refused})") from error
@@ -157,13 +156,22 @@ class Records:
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Some rows, each shard's in one go and the shards beside each other: int32 [len(indices), sequence_length]."""
-        try:
-            found = self._source.__getitems__(indices)
-        except RuntimeError:
-            found = []
-        if any(len(record) != 4 * self.metadata["sequence_length"] for record in found) or len(found) != len(indices):
-            return np.stack([self._whole(index) for index in indices])  # which says what is wrong, and of which row
-        return np.stack([np.frombuffer(record, "<u4") for record in found]).astype(np.int32)
+        return self.begin(indices)()
+
+    def begin(self, indices: Sequence[int]) -> Callable[[], np.ndarray]:
+        """Begins `read`; what is returned waits for the rows."""
+        reading = self._shards.begin(indices)
+
+        def finish() -> np.ndarray:
+            try:
+                found = reading()
+            except RuntimeError:
+                found = []
+            if len(found) != len(indices) or any(len(row) != 4 * self.metadata["sequence_length"] for row in found):
+                return np.stack([self._whole(index) for index in indices])  # which says what is wrong with which row
+            return np.stack([np.frombuffer(row, "<u4") for row in found]).astype(np.int32)
+
+        return finish
 
     def _whole(self, index: int) -> np.ndarray:
         """A row, or where damaged ones are skipped the next that is whole: a function of the files alone, so that every
@@ -182,8 +190,7 @@ class Records:
                 index = (index + 1) % len(self)
 
     def _place(self, index: int) -> str:
-        file = self._shards[bisect.bisect_right(self._ends, index)]["file"]
-        return f"{self.directory / file}: row {index} of {self.split}"
+        return f"{self._shards.files[self._shards.of(index)]}: row {index} of {self.split}"
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the folder. UserError if it is missing or is not the one the records were made with."""
@@ -257,20 +264,12 @@ def check_tokenizer(metadata: Mapping, tokenizer: Tokenizer) -> None:
 
 
 def _check_shards(directory: epath.Path, shards: Sequence[Mapping]) -> None:
-    """One listing of the folder; on a local disk the files' lengths too. In a bucket an object is whole or not there,
-    and each length would be a request."""
-    listed = {file.name for file in directory.iterdir()}
-    for shard in shards:
-        if shard["file"] not in listed and not (directory / shard["file"]).is_file():
-            raise UserError(f"{directory / shard['file']}: missing; {AGAIN}")
-    if in_bucket(directory):
-        return
-    with ThreadPoolExecutor(16) as pool:  # a file server answers many at once
-        lengths = pool.map(lambda shard: (directory / shard["file"]).stat().length, shards)
-        for shard, length in zip(shards, lengths, strict=True):
-            if length != shard["bytes"]:
-                file = directory / shard["file"]
-                raise UserError(f"{file}: {length} bytes, metadata.json says {shard['bytes']}; {AGAIN}")
+    for shard, length in zip(shards, lengths(directory, [shard["file"] for shard in shards]), strict=True):
+        file = f"{directory}/{shard['file']}"
+        if length is None:
+            raise UserError(f"{file}: missing; {AGAIN}")
+        if length != shard["bytes"]:
+            raise UserError(f"{file}: {length} bytes, metadata.json says {shard['bytes']}; {AGAIN}")
 
 
 def _one_line(error: Exception) -> str:

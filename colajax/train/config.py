@@ -29,11 +29,12 @@ from colajax.train.kept import NULLABLE, defaults_of, nullable_of, read_kept
 
 # Keys that say where and how often, not what is computed; they may differ when a run goes on.
 OPERATIONAL = (
-    "records", "init_from", "init_step", "log_every", "eval_every", "eval_rows", "checkpoint_every", "keep_every",
-    "budgets", "remat", "accumulation_steps", "gradient_reduction", "compute_params", "spike_sigmas",
+    "records", "records_cache", "init_from", "init_step", "log_every", "eval_every", "eval_rows", "checkpoint_every",
+    "keep_every", "budgets", "remat", "accumulation_steps", "gradient_reduction", "compute_params", "spike_sigmas",
     "skips_in_a_row", "hang_seconds", "damaged_rows", "max_epochs", "alerts",
     *(f"mesh.{axis}" for axis in AXES),
 )  # fmt: skip
+_PLACES = ("records", "records_cache", "init_from")  # of them those that may be elsewhere on every machine
 _ABSENT = object()
 
 
@@ -196,8 +197,8 @@ def check_config(workdir: epath.Path, config: ml_collections.ConfigDict, facts: 
 
 
 def config_digest(config: ml_collections.ConfigDict) -> str:
-    """A digest of a configuration but for where things lie, which may be elsewhere on every machine."""
-    values = {key: value for key, value in flatten(config.to_dict()).items() if key not in ("records", "init_from")}
+    """A digest of a configuration but for where things lie."""
+    values = {key: value for key, value in flatten(config.to_dict()).items() if key not in _PLACES}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ _EVERY_STAGE = {
     **{f"optimizer.{key}": int for key in ("warmup_steps", "decay_steps", "rewarm_from")},
     **{f"optimizer.{key}": list for key in ("weight_decay", "lr_ratio")},
     "facts.tokenizer": str, "budgets": list, "spike_sigmas": float, "skips_in_a_row": int,
-    "hang_seconds": int, "damaged_rows": ("stop", "skip"), "max_epochs": float, "alerts": list,
+    "hang_seconds": int, "records_cache": str, "damaged_rows": ("stop", "skip"), "max_epochs": float, "alerts": list,
     "isolate_documents": bool,
 }  # fmt: skip
 _TEXT_VAE = {
@@ -47,7 +47,7 @@ _STAGES = {
 ADDED = {
     "init_step": None, "optimizer.decay_steps": None, "optimizer.rewarm_from": 0, "gradient_reduction": "float32",
     "budgets": [], "spike_sigmas": 0.0, "skips_in_a_row": 10, "hang_seconds": 1800,
-    "damaged_rows": "stop", "max_epochs": 4.0, "isolate_documents": False,
+    "damaged_rows": "stop", "records_cache": "", "max_epochs": 4.0, "isolate_documents": False,
     "alerts": [["mean_variance", "below", 0.5, "warn"], ["gaussian_skill", "above", 0.5, "warn"]],
 }  # fmt: skip
 # Keys that may be None, with the type of their other values: JSON does not tell it.

@@ -11,7 +11,7 @@ from colajax.train.checkpoint import facts_of
 from colajax.train.evaluation import held_out_batches, make_evaluation
 from colajax.train.goodput import Clock
 from colajax.train.reporter import QUIET, Alarm, Reporter
-from colajax.train.setup import Run, say, set_up
+from colajax.train.setup import Run, copy_records, say, set_up
 from colajax.train.signals import StopSignals
 from colajax.train.state import is_finite
 from colajax.train.updates import AHEAD, Updates
@@ -29,6 +29,7 @@ def train(config, make_stage: Callable, workdir: epath.PathLike, *, began: float
     clock = Clock(began)
     config = share_errors(lambda: with_total_steps(config, make_stage))
     with ended_if_it_hangs(config.hang_seconds) as moved, ExitStack() as ends:
+        copy_records(config, moved)
         return _train(set_up(config, make_stage, epath.Path(workdir), clock, ends), config, clock, moved)
 
 

@@ -15,6 +15,7 @@ from colajax.parallel.batch import check_batch
 from colajax.parallel.mesh import make_mesh
 from colajax.parallel.rules import laid_out
 from colajax.train.checkpoint import facts_of, previous_step, read_params, read_state
+from colajax.train.config import changed
 from colajax.train.kept import run_config
 from colajax.train.optimizer import optimizer_of
 from colajax.train.setup import loader_of
@@ -38,7 +39,7 @@ def replay(file: epath.Path, config, make_stage: Callable) -> Replayed:
     """config: the run's, whose mesh, records and the like may be others (`config.OPERATIONAL`); nothing is written.
     Raises UserError on a file that is damaged, and where the run has not kept what the update hangs on."""
     recorded, workdir = _recorded(file), file.parent.parent
-    loader = loader_of(config, "train")
+    loader = loader_of(changed(config, records_cache=""), "train")
     if loader.rows_of(recorded.batch) != recorded.rows:
         raise UserError(f"{file}: batch {recorded.batch} of {config.records} has other rows; name the run's records")
     mesh = make_mesh(config.mesh)

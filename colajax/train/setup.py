@@ -8,6 +8,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from colajax.data.loader import Loader
+from colajax.data.local_copy import local_copies
+from colajax.data.mixture import folders_of, schedule_of
 from colajax.data.records import DAMAGED
 from colajax.data.tokenizer import Tokenizer
 from colajax.errors import UserError, tell, warn
@@ -145,11 +147,23 @@ def _say_epochs(config, loader: Loader) -> None:
             warn(f"{config.total_steps:,} steps go through {name} {epochs:.3g} times: more than config.max_epochs")
 
 
+def copy_records(config, moved: Callable[[], None]) -> None:
+    """Makes the copies that config.records_cache asks for, in which moved() is called: they may take hours. Raises
+    UserError, in every process, where one cannot."""
+
+    def copy() -> None:
+        if config.records_cache:  # which may be another on every machine
+            local_copies(folders_of(schedule_of(config.records)), config.records_cache, moved)
+
+    share_errors(copy)
+
+
 def loader_of(config, split: str) -> Loader:
     """Of the records that a configuration names. Raises UserError where they are not what it expects."""
     return Loader(
-        config.records, split, config.batch_size, config.sequence_length, config.data_seed, config.damaged_rows
-    )
+        config.records, split, config.batch_size, config.sequence_length, config.data_seed, config.damaged_rows,
+        check=is_first(), cache=config.records_cache,
+    )  # fmt: skip
 
 
 def _check_ranges(config) -> None:
