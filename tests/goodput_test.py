@@ -33,8 +33,11 @@ def test_the_time_of_a_run_that_is_killed_and_started_again_is_accounted_for(rec
     assert ended.returncode == 0, ended.stderr[-3000:]
     seconds = time.monotonic() - began
     found = totals(map(json.loads, (workdir / "timeline.jsonl").read_text().splitlines()))
-    # What is not accounted for: Python's own start, its end, and ours.
-    assert seconds - 1.5 < sum(found.values()) <= 1.01 * seconds
+    # What is not accounted for: Python's own start, its end, and ours, which take longer on a machine that is busy.
+    empty = time.monotonic()
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    empty = time.monotonic() - empty
+    assert seconds - 1.2 - 15 * empty < sum(found.values()) <= 1.01 * seconds
     assert found.keys() == set(KINDS)
     assert min(found.values()) >= 0
     assert found["lost"] > 1

@@ -51,7 +51,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "metadata.json"}
 
 
-@pytest.mark.parametrize("size", [1, 500, 7001, 60_000, 2**25])
+@pytest.mark.parametrize("size", [100, 500, 7001, 60_000, 2**25])
 def test_every_document_is_in_one_part_and_in_order(folder, tokenizer, monkeypatch, size):
     monkeypatch.setattr(parts, "SMALLEST", size)
     monkeypatch.setattr(parts, "MOST", 10**9)
