@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpora import DOCUMENTS, write_corpus
+from corpora import DOCUMENTS, contents, write_corpus
+from small_parts import SMALL
 
 from colajax.data import parts
 from colajax.data.parts import parts_of
@@ -18,16 +19,6 @@ ROOT = Path(__file__).parent.parent
 BEAM = Path(sys.prefix) / "beam"
 IN_PROCESS = ["--runner", "DirectRunner"]
 IN_TWO = ["--runner", "DirectRunner", "--direct_num_workers", "2", "--direct_running_mode", "multi_processing"]
-
-# prepare_data of small parts: python SMALL, and what the command is given.
-SMALL = """
-import runpy
-if __name__ == "__main__":
-    from colajax.data import parts
-    parts.SMALLEST = 4000
-    runpy.run_path("tools/prepare_data.py", run_name="__main__")
-"""
-
 
 @pytest.fixture
 def by_beam(tokenizer, tmp_path):
@@ -51,13 +42,9 @@ def corpus(tmp_path):
     return [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("flags", [IN_PROCESS, IN_TWO])
 def test_records_are_those_of_local_processes(by_beam, corpus, tokenizer, tmp_path, monkeypatch, flags):
-    monkeypatch.setattr(parts, "SMALLEST", 4000)
+    monkeypatch.setattr(parts, "SMALLEST", 3500)
     prepare(corpus, tokenizer.path, tmp_path / "local", 64, validation_fraction=0.2, deduplicate=True)
     done = by_beam(flags, "--input", *corpus, "--out", tmp_path / "r", "--validation_fraction", 0.2, "--deduplicate")
     assert done.returncode == 0, done.stderr

@@ -8,14 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 from command_lines import run
+from corpora import make_records
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
 from colajax.data.inspection import LONG, bins_of, pieces_of, stats_of
-from colajax.data.prepare import prepare
 from colajax.data.records import Records, ShardWriter
-from colajax.data.tokenizer import train_sentencepiece
 
 LENGTH, PAD, EOS = 48, 0, 1
 
@@ -30,10 +29,7 @@ def texts():
 @pytest.fixture(scope="module")
 def folder(texts, tmp_path_factory):
     path = tmp_path_factory.mktemp("inspection")
-    (path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    train_sentencepiece(texts, path / "t.model", 400)
-    prepare([path / "a.jsonl"], path / "t.model", path / "r", LENGTH, validation_fraction=0.2)
-    return path / "r"
+    return make_records(path, texts, LENGTH, validation_fraction=0.2)
 
 
 DOCUMENTS = st.lists(st.lists(st.integers(2, 9), max_size=6), max_size=6)

@@ -9,13 +9,13 @@ import shutil
 import grain
 import numpy as np
 import pytest
+from corpora import make_records
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colajax.data import shards
 from colajax.data.loader import Loader
-from colajax.data.prepare import prepare
 from colajax.data.records import FEW, Records, ShardWriter, check_tokenizer, read_metadata
 from colajax.data.tokenizer import train_sentencepiece
 from colajax.errors import UserError
@@ -28,10 +28,7 @@ def folder(tmp_path_factory):
     """Records of 60 or so different rows, 7 a shard."""
     path = tmp_path_factory.mktemp("loader")
     texts = [f"number {i} " + "word " * (i % 9) for i in range(90)]
-    (path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    train_sentencepiece(texts, path / "t.model", 400)
-    prepare([path / "a.jsonl"], path / "t.model", path / "r", LENGTH, validation_fraction=0.2, rows_per_shard=7)
-    return path / "r"
+    return make_records(path, texts, LENGTH, validation_fraction=0.2, rows_per_shard=7)
 
 
 @pytest.fixture

@@ -2,20 +2,18 @@
 
 import hashlib
 import itertools
-import json
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+from corpora import make_records
 from tiny_runs import ROOT
 
 from colajax.data import shards
 from colajax.data.loader import Loader, batches_ahead
-from colajax.data.prepare import prepare
 from colajax.data.records import Records
-from colajax.data.tokenizer import train_sentencepiece
 from colajax.errors import UserError
 
 LENGTH, BATCH, FILES = 16, 50, 256
@@ -38,11 +36,9 @@ def folder(tmp_path_factory):
     """Records of one row a shard."""
     path = tmp_path_factory.mktemp("shards")
     texts = [f"number {i} " + "word " * (i % 9) for i in range(500)]
-    (path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    train_sentencepiece(texts, path / "t.model", 400)
-    prepare([path / "a.jsonl"], path / "t.model", path / "r", LENGTH, validation_fraction=0.1, rows_per_shard=1)
-    assert len(list((path / "r").glob("train-*"))) > FILES
-    return path / "r"
+    out = make_records(path, texts, LENGTH, validation_fraction=0.1, rows_per_shard=1)
+    assert len(list(out.glob("train-*"))) > FILES
+    return out
 
 
 def test_a_process_that_may_have_fewer_files_reads_them(folder):

@@ -8,6 +8,7 @@ import grain
 import numpy as np
 import pytest
 import tiny_runs
+from corpora import make_records, write_corpus
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,8 +32,8 @@ def folders(tmp_path_factory):
              for name, count in (("web", 70), ("books", 50), ("code", 90))}  # fmt: skip
     train_sentencepiece([text for of in texts.values() for text in of], path / "t.model", 400)
     for name, of in texts.items():
-        (path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in of))
-        prepare([path / f"{name}.jsonl"], path / "t.model", path / name, LENGTH, validation_fraction=0.2)
+        corpus = write_corpus(path / f"{name}.jsonl", of)
+        prepare([corpus], path / "t.model", path / name, LENGTH, validation_fraction=0.2)
     return {name: path / name for name in texts}
 
 
@@ -139,9 +140,7 @@ def test_what_is_no_mixture_is_one_line(text, said):
 
 def test_sources_of_other_tokenizers_and_lengths_are_refused(folders, tmp_path):
     texts = [f"one two three {i}" for i in range(40)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    train_sentencepiece(texts, tmp_path / "t.model", 280)
-    prepare([tmp_path / "a.jsonl"], tmp_path / "t.model", tmp_path / "other", LENGTH, validation_fraction=0.2)
+    make_records(tmp_path, texts, LENGTH, vocab_size=280, validation_fraction=0.2).rename(tmp_path / "other")
     tokenizer = folders["web"].parent / "t.model"
     prepare([tmp_path / "a.jsonl"], tokenizer, tmp_path / "long", 2 * LENGTH, validation_fraction=0.2)
     for name, said in (("other", "another tokenizer"), ("long", "rows of another length")):

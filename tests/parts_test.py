@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from command_lines import run
-from corpora import DOCUMENTS, LONG, write_corpus
+from corpora import DOCUMENTS, LONG, contents, write_corpus
 from refusals import error_of
+from small_parts import SMALL
 
 from colajax.data import engines, part_records, parts
 from colajax.data.inspection import pieces_of
@@ -45,10 +46,6 @@ def folder(tmp_path, tokenizer):
     pyarrow.parquet.write_table(pa.table({"text": DOCUMENTS}), text / "d.parquet", row_group_size=7)
     (text / "e.txt").write_text(LONG)
     return text
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "metadata.json"}
 
 
 @pytest.mark.parametrize("size", [100, 500, 7001, 60_000, 2**25])
@@ -113,18 +110,8 @@ def test_records_do_not_depend_on_who_prepares_them(folder, tokenizer, tmp_path,
     assert sum(split["documents"] for split in metadata["splits"].values()) == len(texts)
 
 
-# prepare_data of small parts, by two workers: python SMALL, and what the command is given.
-SMALL = """
-import runpy
-if __name__ == "__main__":
-    from colajax.data import parts
-    parts.SMALLEST = 3000
-    runpy.run_path("tools/prepare_data.py", run_name="__main__")
-"""
-
-
 def test_killed_again_and_again_it_goes_on_where_it_was(folder, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "SMALLEST", 3000)
+    monkeypatch.setattr(parts, "SMALLEST", 3500)
     prepare([folder], tokenizer.path, tmp_path / "alone", LENGTH)
     (tmp_path / "small.py").write_text(SMALL)
     out, work = tmp_path / "r", tmp_path / "r.parts"
@@ -149,7 +136,7 @@ def test_killed_again_and_again_it_goes_on_where_it_was(folder, tokenizer, tmp_p
 
 
 def test_what_is_done_is_kept_where_a_document_is_bad(folder, tokenizer, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(parts, "SMALLEST", 3000)
+    monkeypatch.setattr(parts, "SMALLEST", 3500)
     prepare([folder], tokenizer.path, tmp_path / "alone", LENGTH)
     good = (folder / "b5.jsonl").read_bytes()
     (folder / "b5.jsonl").write_bytes(good + b'{"txt": ""}\n')
@@ -159,7 +146,11 @@ def test_what_is_done_is_kept_where_a_document_is_bad(folder, tokenizer, tmp_pat
     assert not (tmp_path / "r").exists()
     (folder / "b5.jsonl").write_bytes(good)
     prepare([folder], tokenizer.path, tmp_path / "r", LENGTH)
-    assert contents(tmp_path / "r") == contents(tmp_path / "alone")
+    found, expected = contents(tmp_path / "r"), contents(tmp_path / "alone")
+    facts = [json.loads(of.pop("metadata.json")) for of in (found, expected)]
+    assert found == expected
+    assert facts[0].pop("inputs") != facts[1].pop("inputs")  # of a file that was written anew
+    assert facts[0] == facts[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "r", "text"]
 
 

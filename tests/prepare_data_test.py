@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from corpora import DOCUMENTS, LONG, write_corpus
+from corpora import DOCUMENTS, LONG, contents, write_corpus
 
 from colajax.data import part_records
 from colajax.data.packing import SECTION_BYTES, sections
@@ -22,10 +22,6 @@ from colajax.data.tokenizer import load_tokenizer
 from colajax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-
-
-def _contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def _pieces(rows, tokenizer):
@@ -190,7 +186,7 @@ def test_an_existing_folder_is_kept_if_it_is_the_same_and_refused_otherwise(corp
     source.write_bytes((corpus / "a.jsonl").read_bytes())
     out = tmp_path / "r"
     first = prepare([source], tokenizer.path, out, 64, validation_fraction=0.1)
-    before = _contents(out)
+    before = contents(out)
     source.rename(tmp_path / "moved.jsonl")  # the same text under another name
     source = tmp_path / "moved.jsonl"
     again = prepare([source], tokenizer.path, out, 64, validation_fraction=0.1, workers=2)
@@ -205,7 +201,7 @@ def test_an_existing_folder_is_kept_if_it_is_the_same_and_refused_otherwise(corp
         arguments = {"inputs": [source], "sequence_length": 64, "validation_fraction": 0.1} | change
         with pytest.raises(UserError, match=f"already there with another {key}"):
             prepare(tokenizer_path=tokenizer.path, out=out, **arguments)
-    assert _contents(out) == before
+    assert contents(out) == before
     (out / "train-00000-of-00001.array_record").unlink()
     with pytest.raises(UserError, match=r"train-00000-of-00001\.array_record: missing"):
         prepare([source], tokenizer.path, out, 64, validation_fraction=0.1)

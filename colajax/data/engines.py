@@ -17,6 +17,7 @@ from colajax.errors import UserError
 
 Function = Callable[[Part], dict]  # picklable; what it makes it writes itself
 PROGRESS_SECONDS = 10
+REFUSED = ".refused"  # ends the names of files in which workers leave what they refuse
 
 
 class Progress:
@@ -131,9 +132,6 @@ def in_beam(function: Function, parts: Sequence[Part], flags: Sequence[str], fol
         _ = alone | beam.Map(partial(_refused_to, str(folder), function))
     for refusal in _refusals(folder):
         raise UserError(refusal.read_text())
-
-
-REFUSED = ".refused"
 
 
 def _refusals(folder: epath.Path) -> list[epath.Path]:

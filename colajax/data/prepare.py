@@ -96,23 +96,31 @@ def prepare(
                 find_copies(job, parts)
             job = _divided(job, parts, tokenizer, validation_fraction, seed)
             run(partial(prepare_part, job), parts)
-            counts = counts_of(job, parts)
-            try:
-                metadata |= totals_of(parts, counts, files, sequence_length) | {"divided_by": job.division.of}
-            except UserError:
-                work.rmtree()  # there is nothing in it to go on with
-                raise
-            if said := said_of_left_out(counts):
-                print(said, flush=True)
-            with whole(out, last="metadata.json") as unfinished:
-                unfinished.mkdir()
-                give_names(job, parts, counts, metadata["splits"], unfinished)
-                tokenizer.path.copy(unfinished / metadata["tokenizer"]["file"])
-                (unfinished / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
+            metadata |= _merge(job, parts, files, metadata, out)
             work.rmtree()
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error}); name another --out") from error
     return metadata
+
+
+def _merge(
+    job: Job, parts: Sequence[Part], files: dict[str, list[epath.Path]], metadata: dict, out: epath.Path
+) -> dict:
+    """Writes the records folder of parts that are done, and returns what its metadata says of them."""
+    counts = counts_of(job, parts)
+    try:
+        totals = totals_of(parts, counts, files, job.sequence_length) | {"divided_by": job.division.of}
+    except UserError:
+        epath.Path(job.folder).rmtree()  # there is nothing in it to go on with
+        raise
+    if said := said_of_left_out(counts):
+        print(said, flush=True)
+    with whole(out, last="metadata.json") as unfinished:
+        unfinished.mkdir()
+        give_names(job, parts, counts, totals["splits"], unfinished)
+        epath.Path(job.tokenizer).copy(unfinished / metadata["tokenizer"]["file"])
+        (unfinished / "metadata.json").write_text(json.dumps(metadata | totals, indent=1) + "\n")
+    return totals
 
 
 def _check_ranges(

@@ -244,7 +244,7 @@ def identity(metadata: Mapping) -> dict:
         "sequence_length": metadata["sequence_length"],
         "tokenizer": metadata["tokenizer"]["digest"],
         **metadata["settings"],
-        "source": [of["sha256"] for of in metadata["source"]],
+        "source": [part["sha256"] for part in metadata["source"]],
     }
 
 

@@ -18,7 +18,7 @@ ARROW_FILE = b"ARROW1"  # its first bytes, where it is no stream
 BUFFER = 2**20  # bytes
 
 
-def _refuse(error: UserError) -> None:
+def _stop(error: UserError) -> None:
     raise error
 
 
@@ -50,7 +50,7 @@ def no_text(path: epath.PathLike) -> UserError:
 
 def read_file(
     file: epath.Path, text_field: str, start: int = 0, end: int | None = None,
-    bad: Callable[[UserError], None] = _refuse,
+    bad: Callable[[UserError], None] = _stop,
 ) -> Iterator[str]:  # fmt: skip
     """As `read_documents`, of one file, or of a plain .jsonl the lines that begin from byte `start` to before `end`, of
     a .parquet these row groups; bad(error) is called of each document that is not as it should be."""
