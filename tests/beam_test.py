@@ -11,9 +11,11 @@ import pytest
 from corpora import DOCUMENTS, contents, write_corpus
 from small_parts import SMALL
 
+from colajax.chaos.bucket_server import BUCKET
 from colajax.data import parts
 from colajax.data.parts import parts_of
 from colajax.data.prepare import prepare
+from colajax.files import files_under
 
 ROOT = Path(__file__).parent.parent
 BEAM = Path(sys.prefix) / "beam"
@@ -51,6 +53,22 @@ def test_records_are_those_of_local_processes(by_beam, corpus, tokenizer, tmp_pa
     assert contents(tmp_path / "r") == contents(tmp_path / "local")
     assert len(json.loads((tmp_path / "r" / "metadata.json").read_text())["source"]) == len(parts_of(corpus)) > 5
     assert not (tmp_path / "r.parts").exists()
+
+
+def test_all_of_it_may_be_in_a_bucket(server, by_beam, corpus, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "SMALLEST", 3500)
+    folder = BUCKET / "beam"
+    for file in corpus:
+        (folder / "text" / file.name).write_bytes(file.read_bytes())
+    prepare(corpus, tokenizer.path, tmp_path / "local", 64, validation_fraction=0.2)
+    out = folder / "records"
+    done = by_beam(IN_TWO, "--input", folder / "text", "--out", out, "--validation_fraction", 0.2)
+    assert done.returncode == 0, done.stderr
+    found, expected = contents(out), contents(tmp_path / "local")
+    facts = [json.loads(of.pop("metadata.json")) for of in (found, expected)]
+    assert found == expected
+    assert [part["sha256"] for part in facts[0]["source"]] == [part["sha256"] for part in facts[1]["source"]]
+    assert not [file for file in files_under(folder) if "records.parts" in str(file) or ".tmp-" in str(file)]
 
 
 def test_what_a_worker_refuses_is_one_line_and_what_is_done_is_kept(by_beam, corpus, tokenizer, tmp_path):

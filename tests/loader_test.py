@@ -138,7 +138,7 @@ def test_a_damaged_folder_is_refused_by_the_name_of_what_is_wrong(copy):
     metadata = json.loads((copy / "metadata.json").read_text())
     for change, message in (
         ({"sequence_length": 8}, r"train-00000.*: row 0 of train has 16 tokens, metadata\.json says 8"),
-        ({"format_version": 99}, "format_version 99, but this code reads 1 and 2"),
+        ({"format_version": 99}, "format_version 99, but this code reads 1, 2, 3;"),
     ):
         (copy / "metadata.json").write_text(json.dumps(metadata | change))
         refused(message)

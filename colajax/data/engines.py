@@ -135,7 +135,8 @@ def in_beam(function: Function, parts: Sequence[Part], flags: Sequence[str], fol
 
 
 def _refusals(folder: epath.Path) -> list[epath.Path]:
-    return sorted(path for path in folder.iterdir() if path.name.endswith(REFUSED))
+    found = folder.iterdir() if folder.exists() else []  # in a bucket a folder is there when something is in it
+    return sorted(path for path in found if path.name.endswith(REFUSED))
 
 
 def _refused_to(folder: str, function: Function, numbered: tuple[int, Part]) -> None:

@@ -212,7 +212,7 @@ def read_metadata(directory: epath.PathLike) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise UserError(f"{file}: damaged ({error!r}); prepare the records again") from error
     if version not in READ_VERSIONS:
-        read = " and ".join(map(str, READ_VERSIONS))
+        read = ", ".join(map(str, READ_VERSIONS))
         raise UserError(f"{file}: format_version {version}, but this code reads {read}; prepare it again")
     return metadata
 
